@@ -1,0 +1,73 @@
+"""``agentcpm-kit ask``: one episode with the best micro checkpoint, printed for a person."""
+
+from pathlib import Path
+
+from .agent.engines import TransformersEngine, load_model
+from .agent.episode import run_episodes, world_tools
+from .errors import KitError
+from .evaluate.scorers import gaia_match
+from .profile import load_profile, repo_root, set_seed
+from .report.view import print_trajectory
+from .stage import stage_folder
+from .world import Task, World, make_tasks, make_world, world_seeds
+
+# Best first: the last stage that has one, of a run here or as shipped.
+STAGES = (("07_rl", "clean", "data/models/micro-rl"), ("05_merge", "merged", "data/models/micro-merge"),
+          ("04_sft", "model", "data/models/micro-sft"))
+
+
+def best_checkpoint() -> Path:
+    """The most trained micro checkpoint that is here."""
+    for stage, name, shipped in STAGES:
+        for path in (stage_folder("micro", 0, stage) / "checkpoints" / name, repo_root() / shipped):
+            if (path / "SHA256SUMS").is_file():
+                return path
+    raise KitError("no trained micro checkpoint is here; `make reproduce` makes one")
+
+
+def unseen_world(number: int) -> World:
+    settings = load_profile("micro").world
+    return make_world(world_seeds("test", number + 1)[-1], settings.entities, settings.redundancy)
+
+
+def example_tasks(number: int, count: int) -> list[Task]:
+    """Two-hop tasks of one unseen world."""
+    settings, world = load_profile("micro").world, unseen_world(number)
+    tasks = make_tasks("test", 400 * count, 2, number + 1, settings.entities, settings.redundancy)
+    return [t for t in tasks if t.world == world.seed][:count]
+
+
+def print_examples(number: int, count: int) -> None:
+    for task in example_tasks(number, count):
+        print(f"{task.question}   (answer: {task.answer})")
+
+
+def ask(question: str, model: Path | None, number: int, seed: int) -> None:
+    """Play the episode and print it; the answer is checked where the question is one of the world's own.
+
+    Raises:
+        KitError: no checkpoint, or the question has words that the micro model does not know.
+    """
+    profile = load_profile("micro")
+    set_seed(seed, profile.threads)
+    path = model or best_checkpoint()
+    loaded, tokenizer = load_model(path, profile.model.dtype)
+    _refuse_unknown_words(question, tokenizer)
+    world = unseen_world(number)
+    task = Task("ask", question, "", "multihop", 0, world.seed, world.redundancy, len(world.entities), "", (), (), (), ())
+    engine = TransformersEngine(loaded, tokenizer, temperature=0.0)
+    trajectory = run_episodes([task], engine, world_tools(), profile.limits, seed=seed)[0]
+    print(f"model: {path.name}, unseen world {number}")
+    print_trajectory(trajectory)
+    known = next((t for t in example_tasks(number, 50) if t.question == question), None)
+    if known and trajectory.answer is not None:
+        print("correct" if gaia_match(trajectory.answer, known.answer) else f"wrong: the atlas says {known.answer}")
+
+
+def _refuse_unknown_words(question: str, tokenizer) -> None:
+    ids = tokenizer(question, add_special_tokens=False).input_ids
+    words = [w for w in question.replace("?", " ").replace(".", " ").split()
+             if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
+    if tokenizer.unk_token_id in ids:
+        raise KitError(f"the micro model knows no word {', '.join(map(repr, words))}; "
+                       "`agentcpm-kit ask --examples 5` prints questions that it can read")

@@ -1,0 +1,114 @@
+"""The command line: ``agentcpm-kit doctor | run | report | ask``.
+
+A user's mistake is one line and exit code 2, a failed run exit code 1; ``--debug`` before the command shows tracebacks.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import KitError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Rerun and question AgentCPM-Explore: numbered notebooks over a thin package.")
+Profile = Annotated[str, typer.Option("--profile", help="smoke, micro, small or paper (see profiles/)")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of the run; results are kept per seed", min=0)]
+Out = Annotated[Path | None, typer.Option("--out", help="results folder (default: results/ of the checkout)")]
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Check this machine: versions, memory, disk, GPU, and what each profile needs and takes here."""
+    from .doctor import diagnose, print_diagnosis
+
+    report = diagnose()
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        print_diagnosis(report)
+    raise typer.Exit(0 if report["ready"] else 1)
+
+
+@app.command()
+def run(profile: Profile = "micro", seed: Seed = 0, out: Out = None,
+        stages: Annotated[str | None, typer.Option("--stages", help="such as 04-06, 00,07 or sft; default: all")] = None,
+        force: Annotated[bool, typer.Option("--force", help="run again what is done")] = False,
+        param: Annotated[list[str] | None, typer.Option("-p", help="notebook parameter name=value; repeatable")] = None,
+        ) -> None:
+    """Execute the notebooks in order, skip what is done, resume what was killed, and build the report."""
+    from .pipeline import StageFailed
+    from .pipeline import run as run_pipeline
+
+    _use_results(out)
+    try:
+        run_pipeline(profile, stages, seed, force, param or [])
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:  # here, since typer would end without a word
+        print("interrupted; the same command resumes", file=sys.stderr)
+        raise typer.Exit(130) from error
+
+
+@app.command()
+def report(profile: Profile = "micro", out: Out = None) -> None:
+    """Build results/<profile>/report.html from the files of finished stages, and print the summary."""
+    from .profile import load_profile, results_root
+    from .report.html import build_report
+    from .report.terminal import print_summary
+
+    _use_results(out)
+    load_profile(profile)
+    folder = results_root() / profile
+    path = build_report(folder)
+    print_summary(folder)
+    print(f"report: {path}")
+
+
+@app.command()
+def ask(question: Annotated[str, typer.Argument(help='such as "What is the mayor of the home of Tamex?"')] = "",
+        model: Annotated[Path | None, typer.Option("--model", help="checkpoint (default: the best that is here)")] = None,
+        world: Annotated[int, typer.Option("--world", help="number of the unseen world to ask about", min=0)] = 0,
+        examples: Annotated[int, typer.Option("--examples", help="print so many questions to ask, and stop", min=0)] = 0,
+        seed: Seed = 0) -> None:
+    """Play one episode with the best micro checkpoint and print it as a person would like to read it."""
+    from .ask import ask as ask_agent
+    from .ask import print_examples
+
+    if examples:
+        return print_examples(world, examples)
+    if not question.strip():
+        raise KitError("what is the question? `agentcpm-kit ask --examples 5` prints some that this world can answer")
+    ask_agent(question, model, world, seed)
+
+
+def _use_results(out: Path | None) -> None:
+    """`--out` holds for this process and for the kernels that it starts."""
+    if out:
+        os.environ["AGENTCPM_KIT_RESULTS"] = str(out.resolve())
+
+
+def main() -> None:
+    """Entry point: turns a user's mistake into one line."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KitError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `agentcpm-kit … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

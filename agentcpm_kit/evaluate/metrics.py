@@ -1,0 +1,79 @@
+"""Metrics with their intervals: rates, means over seeds, pass@k."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; `n` counts what the interval is over (tasks, seeds)."""
+
+    value: float
+    n: int
+    ci_low: float
+    ci_high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}] (n={self.n})"
+
+    def fields(self) -> dict:
+        return asdict(self)
+
+
+def rate(successes: int, n: int) -> Estimate:
+    """Share of successes with Wilson's 95% interval. n = 0 is an error: there is no rate of nothing."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"no rate of {successes} successes in {n}")
+    z = 1.959964
+    p, scale = successes / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / scale
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
+    return Estimate(p, n, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean with Student's 95% interval; with one value the interval is unknown (nan)."""
+    values = np.asarray(values, dtype=float)
+    if values.size == 0:
+        raise ValueError("no mean of nothing")
+    centre = float(values.mean())
+    if values.size == 1:
+        return Estimate(centre, 1, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
+    return Estimate(centre, values.size, centre - half, centre + half)
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """Mean of `after - before` over the same tasks (or seeds), in that order."""
+    if len(after) != len(before):
+        raise ValueError(f"cannot pair {len(after)} values with {len(before)}")
+    return mean(np.asarray(after, dtype=float) - np.asarray(before, dtype=float))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that at least one of k runs, drawn from n of which c are correct, is correct.
+
+    The unbiased estimator 1 - C(n-c, k) / C(n, k) (Chen et al. 2021), as a product so that nothing overflows.
+    Undefined (nan) for n < k: with fewer runs than k there is no estimate.
+
+    Raises:
+        ValueError: an argument is negative or not an integer, or c > n.
+    """
+    if not all(isinstance(v, Integral) for v in (n, c, k)) or min(n, c, k) < 0 or c > n:
+        raise ValueError(f"pass@k needs integers 0 <= c <= n and k >= 0, not n={n}, c={c}, k={k}")
+    if n < k:
+        return math.nan
+    if n - c < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def mean_pass_at_k(correct: Sequence[int], runs: int, k: int) -> Estimate:
+    """pass@k averaged over tasks; `correct[i]` of `runs` runs of task i are correct. The interval is over tasks."""
+    estimate = mean([pass_at_k(runs, int(c), k) for c in correct])
+    return Estimate(estimate.value, estimate.n, max(0.0, estimate.ci_low), min(1.0, estimate.ci_high))

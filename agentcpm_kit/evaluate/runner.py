@@ -1,0 +1,114 @@
+"""Measure a model: agent success on tasks of unseen worlds, and general ability on fixed items."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent.context import ContextPolicy
+from ..agent.engines import TransformersEngine, load_model
+from ..agent.episode import ToolFactory, run_episodes, world_tools
+from ..agent.messages import split_thinking
+from ..agent.trajectory import Trajectory
+from ..micro.skills import Item
+from ..profile import Profile
+from ..world.tasks import Task, make_tasks
+from .metrics import Estimate, rate
+from .scorers import score
+
+
+@dataclass
+class AgentResult:
+    """Scored trajectories, and what they add up to."""
+
+    tasks: list[Task]
+    trajectories: list[Trajectory]
+
+    @property
+    def success(self) -> Estimate:
+        """Correct over all tasks, faults included in the denominator (a missing result is a miss)."""
+        return rate(sum(t.correct is True for t in self.trajectories), len(self.trajectories))
+
+    @property
+    def outcomes(self) -> list[int]:
+        """1 for each correct task, 0 for each other, in the order of the tasks: for paired comparisons."""
+        return [int(t.correct is True) for t in self.trajectories]
+
+    @property
+    def unscored(self) -> int:
+        return sum(t.correct is None for t in self.trajectories)
+
+    @property
+    def end_reasons(self) -> dict[str, int]:
+        return dict(Counter(t.end_reason.value for t in self.trajectories).most_common())
+
+    def by_hops(self) -> dict[int, "AgentResult"]:
+        """The same, split by the number of hops."""
+        pairs = list(zip(self.tasks, self.trajectories, strict=True))
+        return {h: AgentResult(*map(list, zip(*[p for p in pairs if p[0].hops == h], strict=True)))
+                for h in sorted({task.hops for task in self.tasks})}
+
+
+def suite(profile: Profile, split: str, count: int | None = None, hops: list[int] | None = None,
+          redundancy: int | None = None) -> list[Task]:
+    """`count` tasks per number of hops from the worlds of a split, with the profile's sizes where not told."""
+    world = profile.world
+    worlds = getattr(world, f"{split}_worlds")
+    level = world.redundancy if redundancy is None else redundancy
+    return [task for h in hops or profile.evaluation.hops
+            for task in make_tasks(split, count or profile.evaluation.tasks, h, worlds, world.entities, level)]
+
+
+def evaluate_agent(engine, tasks: list[Task], profile: Profile, context: ContextPolicy | None = None,
+                   tools: ToolFactory | None = None, seed: int = 0, run: int = 0,
+                   on_end: Callable[[Trajectory], None] | None = None) -> AgentResult:
+    """Play every task once and score it."""
+    found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context, seed, run, on_end)
+    return AgentResult(tasks, [score(t, task) for t, task in zip(found, tasks, strict=True)])
+
+
+def repeat_agent(engine, tasks: list[Task], profile: Profile, runs: int, seed: int = 0,
+                 on_run: Callable[[int], None] | None = None) -> list[int]:
+    """Play every task `runs` times; how many of the runs were correct, per task."""
+    correct = [0] * len(tasks)
+    for run in range(runs):
+        outcomes = evaluate_agent(engine, tasks, profile, seed=seed, run=run).outcomes
+        correct = [c + o for c, o in zip(correct, outcomes, strict=True)]
+        if on_run:
+            on_run(run + 1)
+    return correct
+
+
+def answer_items(engine, items: list[Item], max_new_tokens: int = 16) -> list[str]:
+    """What the model says to each item, asked as one user turn without tools; thinking is taken off."""
+    tokenizer, said = engine.tokenizer, []
+    for start in range(0, len(items), engine.batch_size):
+        chunk = items[start: start + engine.batch_size]
+        texts = [tokenizer.apply_chat_template([{"role": "user", "content": item.prompt}], tokenize=False,
+                                               add_generation_prompt=True) for item in chunk]
+        prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        samples = engine.begin(prompts, [str(i) for i in range(len(chunk))]).generate(max_new_tokens)
+        said += [tokenizer.decode(s.ids[:-1] if s.stopped else s.ids) for s in samples]
+    return [split_thinking(text)[1].strip() for text in said]
+
+
+def general_by_skill(items: list[Item], right: list[bool]) -> dict[str, Estimate]:
+    """Rate for each skill, and "all"."""
+    skills = {item.skill: [r for i, r in zip(items, right, strict=True) if i.skill == item.skill] for item in items}
+    return {name: rate(sum(values), len(values)) for name, values in {**skills, "all": right}.items()}
+
+
+@dataclass
+class Measurement:
+    """Agent success and general ability of one model; `right` tells which items it got right."""
+
+    agent: AgentResult
+    general: dict[str, Estimate]
+    right: list[bool]
+
+
+def measure(model: Path, tasks: list[Task], items: list[Item], profile: Profile) -> Measurement:
+    """Load a model and measure it greedily on tasks and items."""
+    engine = TransformersEngine(*load_model(model, profile.model.dtype), 0.0, profile.evaluation.batch_size)
+    right = [said == item.answer for said, item in zip(answer_items(engine, items), items, strict=True)]
+    return Measurement(evaluate_agent(engine, tasks, profile), general_by_skill(items, right), right)

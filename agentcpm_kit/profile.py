@@ -1,0 +1,208 @@
+"""Profiles: one YAML file holds every number of a run; a profile changes numbers, never the algorithm.
+
+``load_profile("micro")`` reads ``profiles/micro.yaml``. Unknown keys fail with the nearest known key.
+Paths are found from the repository root (the folder that holds ``profiles/`` and ``pyproject.toml``),
+never from the working directory: papermill starts where it is called, Jupyter where the notebook lies.
+"""
+
+import os
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import KitError, unknown
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(Section):
+    """What the profile needs, for ``agentcpm-kit doctor``. ``minutes`` was measured on two cores where said so."""
+
+    cores: int
+    memory_gb: float
+    disk_gb: float
+    gpu_memory_gb: float = 0
+    minutes: float
+    minutes_measured: bool = False
+
+
+class Model(Section):
+    """``base`` is a folder in the repository, a local path, or a hub id."""
+
+    base: str
+    engine: Literal["transformers"] = "transformers"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class World(Section):
+    """Sizes of the atlas. ``redundancy`` is the number of redundant sentences per page (contamination)."""
+
+    entities: int
+    redundancy: int
+    train_worlds: int
+    validation_worlds: int
+    test_worlds: int
+
+
+class Limits(Section):
+    max_turns: int
+    max_new_tokens: int  # per turn
+    max_context_tokens: int
+
+
+class Evaluation(Section):
+    tasks: int  # per number of hops
+    hops: list[int]
+    general_items: int
+    batch_size: int
+
+
+class Trajectories(Section):
+    """``oracle``: scripted trajectories; the rest configures rejection sampling from a cold-started model."""
+
+    oracle: int
+    cold_start: int
+    cold_start_epochs: int
+    rejection_tasks: int
+    rejection_samples: int
+
+
+class SFT(Section):
+    backend: Literal["unsloth", "trl"]
+    lora_rank: int  # 0 trains all weights, as the paper's scripts do
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    warmup_ratio: float
+
+
+class Merge(Section):
+    methods: list[str]
+    weights: list[float]  # of the SFT model; the base gets the rest
+    density: float
+    validation_tasks: int
+    candidates: int  # best on validation worlds, reported on test worlds
+
+
+class Noise(Section):
+    """Reward noise of the noisy arms. Our assumption: the paper's taxonomy of noise is unpublished."""
+
+    tool_outage: float  # share of episodes during which every tool call fails
+    judge_false_positive: float
+    judge_false_negative: float
+    lucky_answer: float  # share of wrong, too short episodes that the judge likes
+
+
+class RL(Section):
+    loss: Literal["grpo", "minirl"]
+    steps: int
+    questions_per_step: int
+    group_size: int  # rollouts per question, G
+    learning_rate: float
+    hops: list[int]
+    redundancy: int
+    temperature: float
+    eval_every: int
+    save_every: int  # steps between checkpoints: at most so much work is lost to a kill
+    validation_tasks: int
+
+
+class Refine(Section):
+    redundancies: list[int]
+    tasks: int
+    keep_passages: int
+
+
+class PassAtK(Section):
+    tasks: int
+    samples: int
+    temperature: float
+
+
+class Profile(Section):
+    name: str
+    description: str
+    is_result: bool  # false: every figure and table is marked "not a result"
+    threads: int
+    machine: Machine
+    model: Model
+    world: World
+    limits: Limits
+    evaluation: Evaluation
+    trajectories: Trajectories
+    sft: SFT
+    merge: Merge
+    noise: Noise
+    rl: RL
+    refine: Refine
+    passk: PassAtK
+
+
+@lru_cache
+def repo_root() -> Path:
+    """Folder of the checkout, found by its markers upwards from this file, or ``AGENTCPM_KIT_ROOT``."""
+    start = Path(os.environ.get("AGENTCPM_KIT_ROOT", __file__)).resolve()
+    for folder in [start, *start.parents]:
+        if (folder / "profiles").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise KitError("the kit's repository was not found; install it with `make setup`, or set AGENTCPM_KIT_ROOT to it")
+
+
+def profile_names() -> list[str]:
+    return sorted(p.stem for p in (repo_root() / "profiles").glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read and validate ``profiles/<name>.yaml``.
+
+    Raises:
+        KitError: unknown profile, unreadable YAML, unknown or missing key, value of a wrong type.
+    """
+    if name not in profile_names():
+        raise unknown("profile", name, profile_names())
+    path = repo_root() / "profiles" / f"{name}.yaml"
+    try:
+        return Profile.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise KitError(f"profiles/{name}.yaml is not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        raise _first_error(path.name, error) from error
+
+
+def _first_error(file: str, error: ValidationError) -> KitError:
+    # A renamed key is both missing and unknown; the unknown one says more.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    *parents, key = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        wrong = unknown(f"key in profiles/{file}", ".".join([*parents, key]), _keys(parents))
+        return wrong
+    return KitError(f"profiles/{file}: {'.'.join([*parents, key])}: {first['msg'].lower()}")
+
+
+def _keys(parents: list[str]) -> list[str]:
+    model = Profile
+    for name in parents:
+        model = model.model_fields[name].annotation
+    return [".".join([*parents, key]) for key in model.model_fields]
+
+
+def results_root() -> Path:
+    """``results/`` of the checkout, or ``AGENTCPM_KIT_RESULTS`` (set by ``agentcpm-kit run --out``)."""
+    return Path(os.environ.get("AGENTCPM_KIT_RESULTS", repo_root() / "results"))
+
+
+def set_seed(seed: int, threads: int) -> None:
+    """Seed python, numpy and torch, and fix the number of threads: sums depend on it."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)

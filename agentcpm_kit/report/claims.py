@@ -1,0 +1,60 @@
+"""Verdicts on the paper's claims, computed by rule from metrics.json. Nobody writes a verdict by hand.
+
+`all_above_zero`: every metric's 95% interval lies above 0 -> reproduced; every value above 0, or some interval
+above 0 -> partly; else not reproduced. `merge`: general ability regained (interval above 0), and agent success not
+lower by more than `KEPT` -> reproduced; only the first -> partly.
+"""
+
+from collections.abc import Callable
+
+import yaml
+
+from ..profile import repo_root
+
+KEPT = 0.05  # points of success (of 1) that a merge may cost; our assumption
+VERDICTS = ("reproduced", "partly", "not reproduced", "not attempted")
+
+
+def load_claims() -> list[dict]:
+    return yaml.safe_load((repo_root() / "data/paper/claims.yaml").read_text())
+
+
+def _surely_positive(metric: dict) -> bool:
+    return metric["ci_low"] is not None and metric["ci_low"] > 0
+
+
+def all_above_zero(metrics: list[dict]) -> str:
+    if all(map(_surely_positive, metrics)):
+        return "reproduced"
+    some = any(map(_surely_positive, metrics)) or all(m["value"] > 0 for m in metrics)
+    return "partly" if some else "not reproduced"
+
+
+def merge(metrics: list[dict]) -> str:
+    regained, change = metrics
+    if not _surely_positive(regained):
+        return "not reproduced"
+    return "reproduced" if change["value"] >= -KEPT else "partly"
+
+
+RULES: dict[str, Callable[[list[dict]], str]] = {"all_above_zero": all_above_zero, "merge": merge}
+
+
+def judge_claims(load: Callable[[str], dict]) -> list[dict]:
+    """Every claim with its verdict and the metrics it rests on; `load(stage)` gives a stage's metrics or {}."""
+    judged = []
+    for claim in load_claims():
+        found = load(claim["stage"]) if claim["stage"] else {}
+        metrics = {name: found[name] for name in claim["metrics"] if name in found}
+        complete = bool(claim["metrics"]) and len(metrics) == len(claim["metrics"])
+        verdict = RULES[claim["rule"]](list(metrics.values())) if complete else "not attempted"
+        judged.append({**claim, "verdict": verdict, "metrics": metrics})
+    return judged
+
+
+def metric_text(metric: dict) -> str:
+    """`0.12 [0.08, 0.16], n=200`; shares with two decimals."""
+    value = f"{metric['value']:.2f}"
+    if metric["ci_low"] is not None and metric["ci_high"] is not None:
+        value += f" [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"
+    return f"{value}, n={metric['n']}"

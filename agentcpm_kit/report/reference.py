@@ -1,0 +1,120 @@
+"""``make reference``: keep a finished micro run as committed evidence, and remake what is generated from it.
+
+Copies metrics, rows, figures, config and env of every stage to results/reference/<profile>/, ships the checkpoints
+that notebooks fall back to (data/models/micro-*), stores the executed notebooks' outputs in notebooks/, and writes
+the claims table between the markers of README.md.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+
+from ..artefacts import write_checksums
+from ..errors import KitError
+from ..files import write_atomic
+from ..profile import repo_root, results_root
+from .claims import judge_claims, metric_text
+from .results import finished_stages
+
+KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
+SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
+BEGIN, END = "<!-- claims: made by `make reference` -->", "<!-- end of claims -->"
+LARGEST_ROWS = 400_000  # bytes; evidence is committed small
+
+
+def reference_folder(profile: str) -> Path:
+    return repo_root() / "results/reference" / profile
+
+
+def keep_run(profile: str) -> None:
+    """Copy every finished stage of every seed, without checkpoints."""
+    target = reference_folder(profile)
+    stages = finished_stages(results_root() / profile)
+    if not stages:
+        raise KitError(f"no finished run of {profile} to keep; `agentcpm-kit run --profile {profile}` makes one")
+    shutil.rmtree(target, ignore_errors=True)
+    for stage in stages:
+        out = target / stage.path
+        out.mkdir(parents=True)
+        for name in KEPT:
+            source = stage.folder / name
+            if source.is_file() and source.stat().st_size <= LARGEST_ROWS:
+                shutil.copy(source, out / name)
+        if (stage.folder / "figures").is_dir():
+            shutil.copytree(stage.folder / "figures", out / "figures")
+    write_atomic(target / "COMMAND", f"agentcpm-kit run --profile {profile}   (commit and machine: env.json of each stage)\n")
+
+
+def ship_checkpoints(profile: str, seed: int = 0) -> None:
+    for name, (stage, checkpoint) in SHIPPED.items():
+        source = results_root() / profile / f"seed{seed}" / stage / "checkpoints" / checkpoint
+        target = repo_root() / "data/models" / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
+            write_checksums(target)
+
+
+def store_outputs(profile: str, seed: int = 0) -> None:
+    """Give notebooks/ the outputs of the run, without papermill's own cells and marks."""
+    for path in sorted((repo_root() / "notebooks").glob("[0-9]*.ipynb")):
+        executed = results_root() / profile / f"seed{seed}" / path.stem / "notebook.ipynb"
+        if executed.is_file():
+            notebook = nbformat.read(path, as_version=4)
+            fill_outputs(notebook, nbformat.read(executed, as_version=4))
+            nbformat.write(notebook, path)
+
+
+def fill_outputs(notebook, executed) -> None:
+    """Copy outputs cell by cell; papermill's injected parameters are left out, and counts start at 1."""
+    run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    count = 0
+    for cell, other in zip(notebook.cells, run, strict=True):
+        if cell.cell_type == "code":
+            count += 1
+            cell.outputs, cell.execution_count = [_clean(o) for o in other.outputs if _wanted(o)], count
+
+
+def _wanted(output) -> bool:
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return not widget and output.get("name") != "stderr"
+
+
+def _clean(output):
+    if "execution_count" in output:
+        output["execution_count"] = None
+    return output
+
+
+def claims_table(profile: str, seed: str = "seed0") -> str:
+    """Markdown table of the committed reference run."""
+    folder = reference_folder(profile)
+    metrics = {s.name: s.metrics for s in finished_stages(folder) if s.seed == seed}
+    lines = ["| claim of the paper | reported | measured on micro: value [95% interval], n | verdict |",
+             "| --- | --- | --- | --- |"]
+    for claim in judge_claims(lambda name: metrics.get(name, {})):
+        measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
+        lines.append(f"| {claim['claim']} | {claim['paper']} | {measured or '-'} | **{claim['verdict']}** |")
+    return "\n".join(lines)
+
+
+def write_readme(profile: str) -> None:
+    """Replace the table between the markers."""
+    path = repo_root() / "README.md"
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    table = f"{BEGIN}\n{claims_table(profile)}\n{END}"
+    write_atomic(path, pattern.sub(lambda _: table, path.read_text()))
+
+
+def main(profile: str = "micro") -> None:
+    keep_run(profile)
+    ship_checkpoints(profile)
+    store_outputs(profile)
+    write_readme(profile)
+    print(f"kept in {reference_folder(profile).relative_to(repo_root())}; README and notebooks are up to date")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: SFT (Unsloth + TRL), merging (mergekit), reward denoising, losses, RL (TRL's GRPO on the kit's loop)."""

@@ -1,0 +1,88 @@
+"""A user's mistake: one line, the nearest valid name, exit code 2, nothing written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from agentcpm_kit.profile import repo_root
+
+
+def kit(*arguments, out=None):
+    import os
+
+    environment = os.environ | ({"AGENTCPM_KIT_RESULTS": str(out)} if out else {})
+    command = [sys.executable, "-c", "from agentcpm_kit.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=repo_root(), env=environment, timeout=120)
+
+
+@pytest.mark.parametrize("command", [[], ["doctor"], ["run"], ["report"], ["ask"]])
+def test_every_command_has_help(command):
+    done = kit(*command, "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("arguments,hint", [
+    (["run", "--profile", "mirco"], "micro"),
+    (["run", "--profile", "smoke", "--stages", "sfft"], "sft"),
+    (["run", "--profile", "smoke", "--stages", "44"], "04"),
+    (["run", "--profile", "smoke", "--stages", "06-04"], "after"),
+    (["run", "--profile", "smoke", "--stages", "04", "-p", "epocs=2"], "epochs"),
+    (["run", "--profile", "smoke", "--stages", "04", "-p", "epochs=many"], "int"),
+    (["run", "--profile", "smoke", "--stages", "04", "-p", "epochs"], "name=value"),
+    (["report", "--profile", "smoke"], "run"),
+    (["ask", "What is Berlin?"], "Berlin"),
+    (["ask"], "--examples")])
+def test_mistakes_are_one_line_and_write_nothing(arguments, hint, tmp_path):
+    done = kit(*arguments, out=tmp_path / "results")
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and hint in lines[0]
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("arguments,near", [(["rnu"], "'run'"), (["run", "--stagess", "04"], "--stages")])
+def test_a_wrong_command_or_option_names_the_nearest(arguments, near, tmp_path):
+    done = kit(*arguments, out=tmp_path / "results")
+    assert done.returncode == 2 and near in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_reader_that_closes_early_gets_no_traceback():
+    import os
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from agentcpm_kit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "doctor", "--json"], stdout=writer, stderr=subprocess.PIPE, text=True,
+                          cwd=repo_root(), timeout=120)
+    os.close(writer)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in kit("--debug", "run", "--profile", "mirco").stderr
+
+
+def test_unwritable_results_are_told_before_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = kit("run", "--profile", "smoke", "--stages", "11", out=tmp_path / "file" / "results")
+    assert done.returncode == 2 and "cannot write" in done.stderr
+
+
+def test_doctor_json():
+    done = kit("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert {p["profile"] for p in report["profiles"]} == {"smoke", "micro", "small", "paper"}
+    assert done.returncode == (0 if report["ready"] else 1)
+    assert all(c["ok"] or c["fix"] for c in report["checks"])
+
+
+def test_ask_prints_a_transcript():
+    done = kit("ask", "--examples", "1")
+    question = done.stdout.split("   (answer")[0]
+    transcript = kit("ask", question)
+    assert transcript.returncode == 0, transcript.stderr
+    # What the agent does is its own affair; the transcript shows the question, each turn and how it ended.
+    assert question in transcript.stdout and "1." in transcript.stdout and "turns" in transcript.stdout
+    assert transcript.stderr == ""

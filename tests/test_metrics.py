@@ -1,0 +1,61 @@
+"""Numbers worked out by hand."""
+
+import math
+from itertools import combinations
+
+import pytest
+
+from agentcpm_kit.evaluate.metrics import mean, mean_pass_at_k, paired_difference, pass_at_k, rate
+
+
+@pytest.mark.parametrize("n,c,k,expected", [
+    (10, 3, 2, 1 - 21 / 45), (4, 0, 4, 0.0), (4, 4, 1, 1.0), (5, 1, 5, 1.0), (5, 1, 1, 0.2), (3, 2, 2, 1.0)])
+def test_pass_at_k_by_hand(n, c, k, expected):
+    assert pass_at_k(n, c, k) == pytest.approx(expected)
+
+
+def test_pass_at_k_equals_counting_all_subsets():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                draws = list(combinations([1] * c + [0] * (n - c), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(any(d) for d in draws) / len(draws))
+
+
+def test_pass_at_k_of_too_few_runs_is_undefined_not_one():
+    """The reference returns 1 here, which inflates incomplete runs."""
+    assert math.isnan(pass_at_k(2, 1, 4))
+
+
+def test_pass_at_k_is_stable_for_large_n():
+    assert 0 < pass_at_k(100_000, 1, 50_000) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bad", [(-1, 0, 1), (4, -1, 1), (4, 1, -1), (4, 5, 1), (4.0, 1, 1), (4, "1", 1), (4, 1, 1.5)])
+def test_pass_at_k_refuses_nonsense(bad):
+    with pytest.raises(ValueError):
+        pass_at_k(*bad)
+
+
+def test_wilson_interval_by_hand():
+    estimate = rate(8, 10)
+    assert (estimate.value, estimate.n) == (0.8, 10)
+    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
+    with pytest.raises(ValueError):
+        rate(0, 0)
+
+
+def test_mean_interval_by_hand():
+    estimate = mean([1.0, 2.0, 3.0])
+    assert estimate.value == 2.0 and estimate.ci_high - 2.0 == pytest.approx(4.3027 / math.sqrt(3), abs=1e-3)
+    assert math.isnan(mean([1.0]).ci_low)
+
+
+def test_paired_difference_needs_pairs():
+    assert paired_difference([1, 1], [0, 1]).value == 0.5
+    with pytest.raises(ValueError, match="pair"):
+        paired_difference([1], [1, 2])
+
+
+def test_mean_pass_at_k_averages_over_tasks():
+    assert mean_pass_at_k([0, 4], 4, 1).value == 0.5

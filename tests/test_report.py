@@ -1,0 +1,125 @@
+"""Verdicts by rule, and a report whose numbers all come from files."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from agentcpm_kit.report.claims import all_above_zero, judge_claims, load_claims, merge
+
+
+def metric(value, low, high):
+    return {"value": value, "ci_low": low, "ci_high": high, "n": 100, "unit": "share"}
+
+
+@pytest.mark.parametrize("metrics,verdict", [
+    ([metric(0.1, 0.05, 0.15)], "reproduced"), ([metric(0.1, -0.05, 0.25)], "partly"),
+    ([metric(-0.1, -0.2, 0.0)], "not reproduced"),
+    ([metric(0.1, 0.05, 0.15), metric(-0.1, -0.2, 0.0)], "partly"), ([metric(0.1, None, None)], "partly"),
+    ([metric(0.1, 0.05, 0.15), metric(0.1, 0.01, 0.2)], "reproduced")])
+def test_all_above_zero(metrics, verdict):
+    assert all_above_zero(metrics) == verdict
+
+
+@pytest.mark.parametrize("regained,change,verdict", [
+    (metric(0.2, 0.1, 0.3), metric(-0.02, -0.1, 0.1), "reproduced"), (metric(0.2, 0.1, 0.3), metric(-0.2, -0.3, -0.1), "partly"),
+    (metric(0.0, -0.1, 0.1), metric(0.0, -0.1, 0.1), "not reproduced")])
+def test_merge_rule(regained, change, verdict):
+    assert merge([regained, change]) == verdict
+
+
+def test_claims_without_results_are_not_attempted():
+    assert {c["verdict"] for c in judge_claims(lambda stage: {})} == {"not attempted"}
+    assert all({"id", "claim", "source", "paper", "stage", "rule", "metrics"} <= set(c) for c in load_claims())
+
+
+class Page(HTMLParser):
+    """Sourced texts, and all visible text that has no source."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.sourced, self.plain, self.skip = [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "span" and "data-source" in dict(attrs):
+            self.sources.append(dict(attrs)["data-source"])
+            self.sourced.append("")
+            self.inside = True
+        self.skip += tag in ("style", "script")
+
+    def handle_endtag(self, tag):
+        self.skip -= tag in ("style", "script")
+        if tag == "span":
+            self.inside = False
+
+    inside = False
+
+    def handle_data(self, data):
+        if self.skip:
+            return
+        if self.inside:
+            self.sourced[-1] += data
+        else:
+            self.plain.append(data)
+
+
+def lookup(folder, source):
+    """The value that a data-source names."""
+    name, _, path = source.partition("#")
+    text = (folder / name).read_text()
+    if name.endswith("jsonl"):
+        line, _, path = path.partition(".")
+        value = json.loads(text.splitlines()[int(line)])
+    else:
+        value = json.loads(text)
+    if name.endswith("metrics.json") and path in value:
+        return path  # the metric's own name
+    for key in [k for k in path.split(".") if k] if not name.endswith("captions.json") else [path]:
+        value = value[key]
+    return value
+
+
+def check_report(folder):
+    page = Page((folder / "report.html").read_text())
+    assert len(page.sources) > 10
+    for source, text in zip(page.sources, page.sourced, strict=True):
+        value = lookup(folder, source)
+        plain = f"{value:.3f}" if isinstance(value, float) else str(value)
+        expected = json.dumps(value, indent=1) if isinstance(value, dict) else plain
+        assert unescape(text) == expected, source
+    assert not re.search(r"\d", "".join(page.plain).replace("agentcpm-kit", "")), re.findall(r".{20}\d.{20}", "".join(page.plain))
+
+
+def test_every_number_of_a_report_comes_from_a_file(results):
+    from agentcpm_kit.report.html import build_report
+    from agentcpm_kit.stage import open_stage
+
+    for seed in (0, 1):
+        stage = open_stage("01_world", "smoke", seed)
+        stage.metric("success", 0.123456, 40, 0.1, 0.2, "share")
+        stage.finish()
+        claims = open_stage("10_claims", "smoke", seed)
+        claims.row("claim", id="x", claim="<b>hostile</b> 12", paper="63.9", stage="01_world",
+                   verdict="partly", metrics=["success"])
+        claims.metric("claims_partly", 1, 1)
+        claims.finish()
+    path = build_report(results / "smoke")
+    assert "<b>hostile" not in path.read_text() and "Not a result" in path.read_text()
+    check_report(results / "smoke")
+
+
+def test_a_hand_written_number_would_be_found(results):
+    from agentcpm_kit.report.html import build_report
+    from agentcpm_kit.stage import open_stage
+
+    stage = open_stage("01_world", "smoke")
+    for i in range(8):
+        stage.metric(f"m{i}", 0.5, 4)
+    stage.finish()
+    path = build_report(results / "smoke")
+    path.write_text(path.read_text().replace("0.500", "0.501", 1))
+    with pytest.raises(AssertionError):
+        check_report(results / "smoke")
