@@ -69,6 +69,7 @@ class Trajectories(Section):
     oracle: int
     cold_start: int
     cold_start_epochs: int
+    cold_start_learning_rate: float  # may exceed SFT's: few records, and the model is not kept
     rejection_tasks: int
     rejection_samples: int
 
@@ -87,7 +88,6 @@ class Merge(Section):
     weights: list[float]  # of the SFT model; the base gets the rest
     density: float
     validation_tasks: int
-    candidates: int  # best on validation worlds, reported on test worlds
 
 
 class Noise(Section):

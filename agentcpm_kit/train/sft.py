@@ -11,17 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KitError
-from ..profile import Profile
+from ..profile import SFT, Profile
 from .data import training_rows
 
 OnStep = Callable[[int, int, dict], None]
 
 
 def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed: int = 0, epochs: int | None = None,
-              on_step: OnStep | None = None) -> dict:
+              on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
     """Fine-tune `model` on trajectories, and save 16- or 32-bit weights with tokenizer and checksums in `out`.
 
-    Work in progress is kept in ``<out>-trainer`` after each epoch, and taken up again if it is there.
+    `epochs` and `learning_rate` are the profile's where not told. Work in progress is kept in ``<out>-trainer`` after each epoch, and taken up again if it is there.
 
     Returns:
         ``steps``, ``tokens`` (learned, per epoch) and ``final_loss``.
@@ -29,10 +29,11 @@ def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed
     Raises:
         KitError: Unsloth is asked for but not installed, or the loss became NaN.
     """
-    config = profile.sft
+    told = {"epochs": epochs, "learning_rate": learning_rate}
+    config = profile.sft.model_copy(update={name: value for name, value in told.items() if value})
     loaded, tokenizer = _load(model, profile, seed)
     rows = training_rows(trajectories)
-    trainer = _trainer(loaded, tokenizer, rows, profile, Path(f"{out}-trainer"), seed, epochs or config.epochs)
+    trainer = _trainer(loaded, tokenizer, rows, profile, config, Path(f"{out}-trainer"), seed)
     trainer.add_callback(_watch(on_step))
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(f"{out}-trainer")))
     _save(trainer.model, tokenizer, out)
@@ -77,15 +78,14 @@ def _lora(profile: Profile) -> dict:
     return {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": names}
 
 
-def _trainer(model, tokenizer, rows: list[dict], profile: Profile, work: Path, seed: int, epochs: int):
+def _trainer(model, tokenizer, rows: list[dict], profile: Profile, config: SFT, work: Path, seed: int):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    config = profile.sft
     args = SFTConfig(
-        output_dir=str(work), num_train_epochs=epochs, per_device_train_batch_size=config.batch_size,
+        output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0, weight_decay=0.0,
-        warmup_steps=math.ceil(config.warmup_ratio * epochs * len(rows) / config.batch_size),
+        warmup_steps=math.ceil(config.warmup_ratio * config.epochs * len(rows) / config.batch_size),
         max_length=None, packing=False, train_sampling_strategy="group_by_length", logging_steps=1, save_strategy="epoch",
         save_total_limit=1, seed=seed, report_to=[], disable_tqdm=True, dataset_num_proc=1,
         bf16=profile.model.dtype == "bfloat16", use_cpu=not _has_gpu(), optim="adamw_torch")
