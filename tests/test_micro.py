@@ -1,5 +1,7 @@
 """micro-qwen3: tokenizer, skills, the shipped base."""
 
+import json
+
 import pytest
 
 from agentcpm_kit.agent.engines import load_model
@@ -99,6 +101,22 @@ def test_shipped_base_is_small_whole_and_qwen3(micro_base):
     model, tokenizer = load_model(micro_base)
     assert type(model).__name__ == "Qwen3ForCausalLM" and 1e6 <= model.num_parameters() <= 3e6
     assert "<tool_call>" in tokenizer.chat_template and "<think>" in tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", ["micro-sft", "micro-merge", "micro-rl"])
+def test_shipped_checkpoints_were_trained_from_the_shipped_base(micro_base, name):
+    verify_checkpoint(micro_base.parent / name)
+    for file in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert _content(micro_base.parent / name / file) == _content(micro_base / file), file
+
+
+def _content(path):
+    """A configuration is compared by what shapes the model; libraries add and reword the rest when they save."""
+    if path.suffix != ".json":
+        return path.read_text()
+    content = json.loads(path.read_text())
+    shape = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "model")
+    return {key: content[key] for key in shape if key in content}
 
 
 def test_corrupt_checkpoint_is_refused_by_name(micro_base, tmp_path):

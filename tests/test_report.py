@@ -123,3 +123,13 @@ def test_a_hand_written_number_would_be_found(results):
     path.write_text(path.read_text().replace("0.500", "0.501", 1))
     with pytest.raises(AssertionError):
         check_report(results / "smoke")
+
+
+def test_the_readme_table_is_made_from_the_committed_run():
+    from agentcpm_kit.report.reference import claims_table, reference_folder
+    from agentcpm_kit.stage import notebooks, repo_root
+
+    committed = {p.parent.name for p in reference_folder("micro").glob("seed0/*/metrics.json")}
+    assert committed == set(notebooks())
+    table = claims_table("micro")
+    assert table in (repo_root() / "README.md").read_text() and "not attempted" not in table.rsplit("\n", 1)[0]

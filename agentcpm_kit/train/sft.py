@@ -66,10 +66,16 @@ def _load_unsloth(model: Path, profile: Profile, seed: int):
     full = profile.sft.lora_rank == 0
     loaded, tokenizer = FastLanguageModel.from_pretrained(
         str(model), max_seq_length=profile.limits.max_context_tokens, dtype=getattr(torch, profile.model.dtype),
-        load_in_4bit=False, full_finetuning=full)
+        load_in_4bit=False, full_finetuning=full, use_gradient_checkpointing="unsloth" if _saves_memory(profile) else False)
     if not full:
-        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(profile), random_state=seed)
+        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(profile), random_state=seed,
+                                                  use_gradient_checkpointing="unsloth" if _saves_memory(profile) else False)
     return loaded, tokenizer
+
+
+def _saves_memory(profile: Profile) -> bool:
+    """Gradient checkpointing computes activations twice to store fewer: worth it on a GPU, a third slower on a CPU."""
+    return profile.machine.gpu_memory_gb > 0
 
 
 def _lora(profile: Profile) -> dict:
@@ -88,6 +94,7 @@ def _trainer(model, tokenizer, rows: list[dict], profile: Profile, config: SFT, 
         warmup_steps=math.ceil(config.warmup_ratio * config.epochs * len(rows) / config.batch_size),
         max_length=None, packing=False, train_sampling_strategy="group_by_length", logging_steps=1, save_strategy="epoch",
         save_total_limit=1, seed=seed, report_to=[], disable_tqdm=True, dataset_num_proc=1,
+        gradient_checkpointing=_saves_memory(profile),
         bf16=profile.model.dtype == "bfloat16", use_cpu=not _has_gpu(), optim="adamw_torch")
     return SFTTrainer(model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=args)
 
