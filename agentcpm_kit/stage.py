@@ -177,7 +177,7 @@ class Stage:
             KitError: neither is there; names the notebook that makes it. Or its files differ from their checksums.
         """
         earlier = stage_folder(self.profile.name, self.seed, stage)
-        own, spare = earlier / "checkpoints" / name, repo_root() / shipped if shipped else None
+        own, spare = earlier / "checkpoints" / name, repo_root() / shipped if shipped and self._is_micro else None
         if (earlier / "DONE").is_file() and own.is_dir():
             path, origin = own, f"{stage} of this run"
         elif spare and spare.is_dir():
@@ -191,6 +191,11 @@ class Stage:
         self._write_config()
         print(f"{name}: {origin}")
         return path
+
+    @property
+    def _is_micro(self) -> bool:
+        """The kit ships checkpoints of micro-qwen3 alone; they must not stand in for another model's."""
+        return self.profile.model.base == "data/models/micro-base"
 
     def base_model(self) -> Path:
         """The profile's base model.

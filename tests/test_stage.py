@@ -79,6 +79,11 @@ def test_missing_artefact_names_what_makes_it():
         stage.artefact("04_sft", "model")
 
 
+def test_shipped_checkpoints_never_stand_in_for_another_model():
+    with pytest.raises(KitError, match=r"--stages 04"):
+        open_stage("05_merge", "small").artefact("04_sft", "model", shipped="data/models/micro-sft")
+
+
 def test_unknown_stage_names_the_nearest():
     with pytest.raises(KitError, match="04_sft"):
         open_stage("04_stf")

@@ -54,7 +54,14 @@ def ship_checkpoints(profile: str, seed: int = 0) -> None:
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
+            _without_machine_paths(target / "mergekit.yaml")
             write_checksums(target)
+
+
+def _without_machine_paths(recipe: Path) -> None:
+    """Name models from the root of the repository, wherever the run was made."""
+    if recipe.is_file():
+        write_atomic(recipe, re.sub(r": /\S*?/((data|results)/\S+)", r": \1", recipe.read_text()))
 
 
 def store_outputs(profile: str, seed: int = 0) -> None:

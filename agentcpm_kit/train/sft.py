@@ -21,7 +21,8 @@ def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed
               on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
     """Fine-tune `model` on trajectories, and save 16- or 32-bit weights with tokenizer and checksums in `out`.
 
-    `epochs` and `learning_rate` are the profile's where not told. Work in progress is kept in ``<out>-trainer`` after each epoch, and taken up again if it is there.
+    `epochs` and `learning_rate` are the profile's where not told. Work in progress is kept in ``<out>-trainer``
+    after each epoch, and taken up again if it is there.
 
     Returns:
         ``steps``, ``tokens`` (learned, per epoch) and ``final_loss``.
