@@ -75,7 +75,9 @@ def run(root, *arguments, **extra):
 
 def start(root, *arguments, **pipes):
     pipes = pipes or {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(**command(root, *arguments), **pipes)
+    # A shell starts background jobs with SIGINT ignored, and tests that run in one would hand that down.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    return subprocess.Popen(**command(root, *arguments), **pipes, **heed)
 
 
 def stage_files(root, name):
