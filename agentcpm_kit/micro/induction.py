@@ -4,7 +4,7 @@ A model that was pretrained on trillions of tokens has them (Olsson et al. 2022,
 Heads"): one head copies the previous token's content to a token, a later one looks for the token that carries the
 content of the current one, and copies it. From random weights, a model of this size first settles for copying any of
 the values in sight and leaves that plateau after millions of tokens or never; from this start it looks facts up after
-about one million. Our assumption; everything remains trainable.
+0.7 million. Our assumption; everything remains trainable.
 """
 
 import math
