@@ -63,7 +63,7 @@ def _description(stage: StageResult) -> str:
 def _navigation(stages: list[StageResult]) -> str:
     first = {s.name: s for s in reversed(stages)}
     links = [f'<a href="#{name}">{_title(first[name])}</a>' for name in sorted(first)]
-    return f"<nav>{''.join(links)}</nav>"
+    return f"<nav>{' '.join(links)}</nav>"
 
 
 def _title(stage: StageResult) -> str:
