@@ -65,12 +65,13 @@ def _load_unsloth(model: Path, profile: Profile, seed: int):
     import torch
 
     full = profile.sft.lora_rank == 0
+    checkpointing = "unsloth" if _saves_memory(profile) else False
     loaded, tokenizer = FastLanguageModel.from_pretrained(
         str(model), max_seq_length=profile.limits.max_context_tokens, dtype=getattr(torch, profile.model.dtype),
-        load_in_4bit=False, full_finetuning=full, use_gradient_checkpointing="unsloth" if _saves_memory(profile) else False)
+        load_in_4bit=False, full_finetuning=full, use_gradient_checkpointing=checkpointing)
     if not full:
         loaded = FastLanguageModel.get_peft_model(loaded, **_lora(profile), random_state=seed,
-                                                  use_gradient_checkpointing="unsloth" if _saves_memory(profile) else False)
+                                                  use_gradient_checkpointing=checkpointing)
     return loaded, tokenizer
 
 
