@@ -34,7 +34,7 @@ def example_tasks(number: int, count: int) -> list[Task]:
     """Two-hop tasks of one unseen world."""
     settings, world = load_profile("micro").world, unseen_world(number)
     tasks = make_tasks("test", 400 * count, 2, number + 1, settings.entities, settings.redundancy)
-    return [t for t in tasks if t.world == world.seed][:count]
+    return [t for t in tasks if t.world == world.spec][:count]
 
 
 def print_examples(number: int, count: int) -> None:
@@ -54,7 +54,7 @@ def ask(question: str, model: Path | None, number: int, seed: int) -> None:
     loaded, tokenizer = load_model(path, profile.model.dtype)
     _refuse_unknown_words(question, tokenizer)
     world = unseen_world(number)
-    task = Task("ask", question, "", "multihop", 0, world.seed, world.redundancy, len(world.entities), "", (), (), (), ())
+    task = Task("ask", question, "", "multihop", 0, world.spec)
     engine = TransformersEngine(loaded, tokenizer, temperature=0.0)
     trajectory = run_episodes([task], engine, world_tools(), profile.limits, seed=seed)[0]
     print(f"model: {path.name}, unseen world {number}")

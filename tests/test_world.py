@@ -3,23 +3,24 @@ import json
 
 import pytest
 
-from agentcpm_kit.world import FaultPlan, ToolFault, Tools, make_tasks, make_world, world_seeds
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.world import FaultPlan, Task, ToolFault, Tools, WorldSpec, make_tasks, make_world, world_seeds
 from agentcpm_kit.world.atlas import SPLITS
-from agentcpm_kit.world.facts import name_pool
+from agentcpm_kit.world.plain.facts import name_pool
 
 
 def test_same_seed_same_bytes():
     """Any change here changes every result: it must be deliberate."""
     world = make_world(7, 60, 3)
     content = json.dumps([[p.url, p.text] for p in world.pages.values()]) + json.dumps(
-        [t.record() for t in make_tasks("test", 30, 3, 5, 60, 3)]) + json.dumps(name_pool())
-    assert hashlib.sha256(content.encode()).hexdigest() == "650465787d979e7856d46db2be59158c63e82ab7eb8f62ca943abbee76247935"
+        [[t.task_id, t.question, t.answer, t.evidence, t.pages] for t in make_tasks("test", 30, 3, 5, 60, 3)]) + json.dumps(name_pool())
+    assert hashlib.sha256(content.encode()).hexdigest() == "79523fd8dd43910be3716ad641154ea56914b8eebfbd9f0f144402c8ae0788fd"
 
 
 def test_splits_share_no_world():
     seeds = {split: set(world_seeds(split, 1000)) for split in SPLITS}
     assert sum(map(len, seeds.values())) == len(set.union(*seeds.values()))
-    with pytest.raises(ValueError):
+    with pytest.raises(KitError, match="did you mean 'test'"):
         world_seeds("tset", 1)
 
 
@@ -74,7 +75,21 @@ def test_faults_are_seeded_by_episode():
     assert 150 < sum(down) < 250
 
 
+def test_a_task_survives_its_file():
+    task = make_tasks("test", 1, 2, 1, 60, 2)[0]
+    record = json.loads(json.dumps(task.record()))
+    assert {"task_id", "Question", "Final answer"} <= set(record)
+    assert Task.from_record({k: v for k, v in record.items() if k not in ("alias", "path", "relations")}).steps == task.steps
+
+
+@pytest.mark.parametrize("text, message", [("pages=3", "entities"), ("entities=x", "a number"), ("split=tset", "test"),
+                                           ("language=de", "language"), ("conflicts=1", "true or false")])
+def test_a_world_that_cannot_be_is_refused_by_name(text, message):
+    with pytest.raises(KitError, match=message):
+        WorldSpec.parse(text)
+
+
 @pytest.mark.parametrize("count", [7, 161])
 def test_impossible_worlds_are_refused(count):
     with pytest.raises(ValueError):
-        make_world.__wrapped__(0, count)
+        make_world(0, count)

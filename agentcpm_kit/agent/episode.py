@@ -5,13 +5,15 @@ ends the episode as a fault instead of becoming a wrong answer; an answer counts
 a turn without calls; tokens are recorded as sampled and never tokenised again.
 """
 
+import json
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from ..profile import Limits
+from ..world.faults import FaultPlan, ToolFault
 from ..world.tasks import Task
-from ..world.tools import FaultPlan, ToolFault, Tools, tool_schemas
+from ..world.tools import Tools, ToolSet
 from .context import ContextPolicy
 from .messages import Renderer, ToolCall, extract_answer, parse_tool_calls
 from .trajectory import EndReason, Step, Trajectory
@@ -19,7 +21,7 @@ from .trajectory import EndReason, Step, Trajectory
 REPETITION_LIMIT = 3  # the same text for the third time ends an episode (the reference's examples: fourth)
 TOOL_RETRIES = 2
 
-ToolFactory = Callable[[Task, str], Tools]
+ToolFactory = Callable[[Task, str], ToolSet]
 OnEnd = Callable[[Trajectory], None]
 
 
@@ -33,8 +35,8 @@ class Engine(Protocol):
 
 
 def world_tools(faults: FaultPlan | None = None) -> ToolFactory:
-    """Tools over each task's own world, with the given faults."""
-    return lambda task, episode: Tools(task.open_world(), faults, episode)
+    """The tools that each task offers, over its own world, with the given faults."""
+    return lambda task, episode: Tools(task.open_world(), faults, episode, task.tools)
 
 
 def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: Limits,
@@ -45,14 +47,17 @@ def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: 
     A fault in one episode never ends another. `seed` and `run` seed sampling and tool faults; `on_end` is called
     with each trajectory as it ends.
     """
-    renderer = Renderer(engine.tokenizer, tool_schemas())
+    renderers: dict[str, Renderer] = {}  # one for each set of tools that a task may offer
     done: list[Trajectory] = []
     for start in range(0, len(tasks), engine.batch_size):
         chunk = tasks[start: start + engine.batch_size]
         # The position keeps the rollouts of one question apart.
         names = [f"{seed}/{run}/{start + i}/{task.task_id}" for i, task in enumerate(chunk)]
-        episodes = [Episode(t, tools(t, n), renderer, limits, context or ContextPolicy(), run)
-                    for t, n in zip(chunk, names, strict=True)]
+        toolsets = [tools(t, n) for t, n in zip(chunk, names, strict=True)]
+        for toolset in toolsets:
+            renderers.setdefault(json.dumps(toolset.schemas), Renderer(engine.tokenizer, toolset.schemas))
+        episodes = [Episode(t, toolset, renderers[json.dumps(toolset.schemas)], limits, context or ContextPolicy(), run)
+                    for t, toolset in zip(chunk, toolsets, strict=True)]
         _play(episodes, engine, names, on_end)
         done += [episode.trajectory for episode in episodes]
     return done
@@ -84,7 +89,7 @@ def _play(episodes: list["Episode"], engine: Engine, names: list[str], on_end: O
 class Episode:
     """State of one episode."""
 
-    def __init__(self, task: Task, tools: Tools, renderer: Renderer, limits: Limits, context: ContextPolicy, run: int):
+    def __init__(self, task: Task, tools: ToolSet, renderer: Renderer, limits: Limits, context: ContextPolicy, run: int):
         self.tools, self.renderer, self.limits, self.context = tools, renderer, limits, context
         self.texts: list[str] = []
         self.trajectory = Trajectory(task_id=task.task_id, run=run, question=task.question)

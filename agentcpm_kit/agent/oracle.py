@@ -6,10 +6,8 @@ the tool returned, so solving 100% proves that tasks, pages and tools fit togeth
 
 from dataclasses import dataclass
 
-from ..micro.reading import thoughts
-from ..world.pages import URL_PREFIX
-from ..world.tasks import Task, chain_text
-from ..world.tools import tool_schemas
+from ..world.tasks import Task
+from ..world.tools import ToolSet, tool_schemas
 from .engines import Sample
 from .messages import Renderer, ToolCall, assistant_message
 
@@ -24,6 +22,7 @@ class OracleEngine:
 
     def begin(self, prompts: list[list[int]], seeds: list[str]) -> "OracleBatch":
         known = {task.task_id: task for task in self.tasks}
+        # The script writes assistant turns only, and those are rendered the same whatever tools there are.
         return OracleBatch(Renderer(self.tokenizer, tool_schemas()), [known[s.rsplit("/", 1)[-1]] for s in seeds])
 
 
@@ -47,15 +46,19 @@ class OracleBatch:
 
 
 def oracle_message(task: Task, step: int, read: str) -> dict:
-    """Turn `step` of the script: search the alias, fetch a page per hop, answer. `read` is the last tool result."""
-    if step == 0:
-        sought = chain_text(task.relations, task.alias)
-        return assistant_message(f"Find {sought}. Search {task.alias}.", call=ToolCall("search", {"query": [task.alias]}))
-    if task.evidence[step - 1] not in read:
+    """Turn `step` of the script: the next call of the gold path, or the answer. `read` is the last tool result."""
+    if step and not all(passage in read for passage in task.steps[step - 1].evidence):
         return assistant_message("No evidence found.", "<answer>unknown</answer>")
-    thinking = thoughts(task)[step - 1]
-    if step > task.hops:
-        return assistant_message(thinking, f"<answer>{task.answer}</answer>")
-    entity, relation = task.path[step - 1], task.relations[step - 1]
-    call = ToolCall("fetch_url", {"url": [URL_PREFIX + entity], "purpose": f"{relation} of {entity}"})
-    return assistant_message(thinking, call=call)
+    if step == len(task.steps):
+        return assistant_message(task.conclusion, f"<answer>{task.answer}</answer>")
+    gold = task.steps[step]
+    return assistant_message(gold.thought, call=ToolCall(gold.tool, gold.arguments))
+
+
+def follow_path(task: Task, tools: ToolSet) -> str:
+    """Play the gold path with the tools alone, without a model's loop; the answer, or "unknown" where evidence lacks."""
+    for step in task.steps:
+        result = tools.call(step.tool, step.arguments)
+        if not all(passage in result for passage in step.evidence):
+            return "unknown"
+    return task.answer

@@ -12,7 +12,7 @@ from ..agent.messages import split_thinking
 from ..agent.trajectory import Trajectory
 from ..micro.skills import Item
 from ..profile import Profile
-from ..world.tasks import Task, make_tasks
+from ..world import Task, make_tasks
 from .metrics import Estimate, rate
 from .scorers import score
 

@@ -46,10 +46,15 @@ def _plain(text: str) -> str:
     return re.sub(r"\s", "", text).lower().translate(str.maketrans("", "", string.punctuation))
 
 
+def is_right(answer: str, task: Task) -> bool:
+    """Whether an answer is the gold one or one of its aliases."""
+    return any(gaia_match(answer, truth) for truth in (task.answer, *task.aliases))
+
+
 def score(trajectory: Trajectory, task: Task) -> Trajectory:
     """Set `correct`. Faults stay unscored (None): a broken tool is not a wrong answer."""
     if trajectory.end_reason.is_fault:
         trajectory.correct = None
     else:
-        trajectory.correct = trajectory.answer is not None and gaia_match(trajectory.answer, task.answer)
+        trajectory.correct = trajectory.answer is not None and is_right(trajectory.answer, task)
     return trajectory

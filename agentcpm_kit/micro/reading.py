@@ -6,28 +6,16 @@ still sought; without that a model of this size stalls at guessing among the fac
 
 import random
 
-from ..world import World, make_world
-from ..world.atlas import SPLIT_SIZE, SPLITS
-from ..world.facts import Fact
-from ..world.pages import sentence, url_of
-from ..world.tasks import QUESTIONS, Task, chain_text, make_task
+from ..world.atlas import SPLIT_SIZE, SPLITS, WorldSpec
+from ..world.plain.chains import QUESTIONS, chain_text, make_task
+from ..world.plain.facts import Fact
+from ..world.plain.pages import sentence, url_of
+from ..world.plain.world import PlainWorld, draw_world
 
 Message = dict[str, str]
 
 
-def thoughts(task: Task) -> list[str]:
-    """What to think after reading page 0, 1, …: the fact found there and what is still sought.
-
-    `thoughts(task)[0]` follows the search (alias resolved), `[i]` the page of hop i.
-    """
-    lines = [f"{task.alias} is {task.path[0]}. Find {chain_text(task.relations, task.path[0])}."]
-    for i, fact in enumerate(task.evidence[1:], 1):
-        rest = task.relations[i:]
-        lines.append(f"{fact} Find {chain_text(rest, task.path[i])}." if rest else fact)
-    return lines
-
-
-def excerpt_lesson(rng: random.Random, world: World, sentences: int) -> list[Message]:
+def excerpt_lesson(rng: random.Random, world: PlainWorld, sentences: int) -> list[Message]:
     """One question about a few sentences of one page.
 
     So short a text, and so many of them in a batch, is what makes a model of this size discover how to look up: with
@@ -41,7 +29,7 @@ def excerpt_lesson(rng: random.Random, world: World, sentences: int) -> list[Mes
     return _exchange("\n".join(lines), _question(rng, fact, fact.subject), sentence(fact), fact.object)
 
 
-def lookup_lesson(rng: random.Random, world: World, pages: int, questions: int) -> list[Message]:
+def lookup_lesson(rng: random.Random, world: PlainWorld, pages: int, questions: int) -> list[Message]:
     """Several one-fact questions, one after another, about the pages in the first turn."""
     subjects = rng.sample(world.entities, pages)
     facts = [f for f in world.facts.values() if f.subject in {e.name for e in subjects}]
@@ -57,7 +45,7 @@ def lookup_lesson(rng: random.Random, world: World, pages: int, questions: int) 
     return messages
 
 
-def chain_lesson(rng: random.Random, world: World, hops: int, distractors: int) -> list[Message]:
+def chain_lesson(rng: random.Random, world: PlainWorld, hops: int, distractors: int) -> list[Message]:
     """One question of `hops` hops whose gold pages stand in the prompt, shuffled among `distractors` others.
 
     Half of the questions call the first entity by its name, so that there is no alias to resolve.
@@ -68,10 +56,11 @@ def chain_lesson(rng: random.Random, world: World, hops: int, distractors: int) 
     urls = list(task.pages)
     urls += rng.sample([u for u in world.pages if u not in urls], distractors)
     rng.shuffle(urls)
-    return _exchange("\n".join(_page_text(world, url) for url in urls), question, " ".join(thoughts(task)[named:]), task.answer)
+    thinking = [step.thought for step in task.steps[1:]] + [task.conclusion]
+    return _exchange("\n".join(_page_text(world, url) for url in urls), question, " ".join(thinking[named:]), task.answer)
 
 
-def _page_text(world: World, url: str) -> str:
+def _page_text(world: PlainWorld, url: str) -> str:
     return f"# {world.pages[url].title}\n{world.pages[url].text}"
 
 
@@ -87,11 +76,11 @@ def _exchange(text: str, question: str, thinking: str, answer: str) -> list[Mess
 def draw_lessons(rng: random.Random, level: float, count: int = 24) -> list[list[Message]]:
     """`count` lessons from one fresh pretraining world; `level` in [0, 1] is how far the curriculum has come."""
     seed = SPLITS["pretrain"] + rng.randrange(SPLIT_SIZE)
-    world = make_world.__wrapped__(seed, 60, rng.randint(0, round(3 * level)))  # not cached: read once
+    world = draw_world(WorldSpec(seed, 60, rng.randint(0, round(3 * level))))
     return [draw_lesson(rng, world, level) for _ in range(count)]
 
 
-def draw_lesson(rng: random.Random, world: World, level: float) -> list[Message]:
+def draw_lesson(rng: random.Random, world: PlainWorld, level: float) -> list[Message]:
     """Excerpts alone at level 0; at level 1 mostly chains of up to three hops over several pages."""
     kind = rng.random()
     if kind < 1 - 1.6 * level or kind < 0.1:

@@ -9,7 +9,7 @@ So ``decode(encode(text)) == text`` for all text the kit writes (tested).
 import re
 import string
 
-from ..world.facts import RELATIONS, YEARS, name_pool
+from ..world.plain.facts import RELATIONS, YEARS, name_pool
 
 SPECIALS = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
             "<tool_response>", "</tool_response>", "<tools>", "</tools>", "<answer>", "</answer>"]

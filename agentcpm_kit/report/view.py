@@ -1,9 +1,11 @@
-"""A trajectory as a person would like to read it: in the terminal (`print_trajectory`) and in a notebook (`View`)."""
+"""A trajectory as a person would like to read it: in the terminal (`print_trajectory`) and in a notebook (`View`), and a task's gold
+path (`GoldPath`)."""
 
 import json
 from html import escape
 
 from ..agent.trajectory import Trajectory
+from ..world import Task
 
 CSS = ("<style>.kit{font:13px/1.45 sans-serif;border-left:3px solid #0072B2;padding:2px 10px;max-width:760px}"
        ".kit pre{white-space:pre-wrap;background:rgba(128,128,128,.12);padding:6px;margin:4px 0;font-size:12px}"
@@ -39,6 +41,25 @@ class View:
                              f"<pre>{escape(result)}</pre></details>")
         parts.append(f"<p><b>{escape(t.answer or 'no answer')}</b> · {verdict(t)} · {t.end_reason.value}</p></div>")
         return "".join(parts)
+
+
+class GoldPath:
+    """HTML of a task's gold path: each call, and the passages that its result must contain."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __repr__(self) -> str:
+        return f"{self.task.question} -> {self.task.answer} ({len(self.task.steps)} calls)"
+
+    def _repr_html_(self) -> str:
+        t = self.task
+        parts = [CSS, '<div class="kit">', f"<b>{t.family}, level {t.level}</b>: {escape(t.question)}"]
+        for number, step in enumerate(t.steps, 1):
+            call = escape(call_text({"name": step.tool, "arguments": step.arguments}))
+            found = escape("\n".join(step.evidence))
+            parts.append(f"<details><summary>{number}. <code>{call}</code></summary><pre>{found}</pre></details>")
+        return "".join([*parts, f"<p><b>{escape(t.answer)}</b> · one answer: {escape(t.why_unique)}</p></div>"])
 
 
 def print_trajectory(trajectory: Trajectory, console=None) -> None:

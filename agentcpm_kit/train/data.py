@@ -10,7 +10,7 @@ from ..artefacts import write_checksums
 from ..errors import KitError
 from ..evaluate.runner import AgentResult, evaluate_agent
 from ..profile import Profile
-from ..world.tasks import Task, make_tasks
+from ..world import Task, make_tasks
 
 IGNORED = -100  # the label that a loss leaves out
 

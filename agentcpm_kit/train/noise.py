@@ -1,6 +1,6 @@
 """Models of reward noise. All are our assumption: the paper's own taxonomy of noise is unpublished.
 
-- tool outage: in a share of the episodes every tool call fails (see `world.tools.FaultPlan`)
+- tool outage: in a share of the episodes every tool call fails (see `world.faults.FaultPlan`)
 - judge: calls a wrong answer right (false positive) or a right one wrong (false negative)
 - lucky answer: the judge likes a wrong answer that was given without looking anything up
 """
@@ -9,7 +9,7 @@ import random
 
 from ..agent.trajectory import Trajectory
 from ..profile import Noise
-from ..world.tools import FaultPlan
+from ..world import FaultPlan
 
 CLEAN = Noise(tool_outage=0.0, judge_false_positive=0.0, judge_false_negative=0.0, lucky_answer=0.0)
 SHORT_TURNS = 1

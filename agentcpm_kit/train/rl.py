@@ -17,7 +17,7 @@ from ..agent.trajectory import Trajectory
 from ..errors import KitError
 from ..evaluate.scorers import score
 from ..profile import Noise, Profile
-from ..world.tasks import Task, make_tasks
+from ..world import Task, make_tasks
 from .denoise import DenoisedGroup, Rollout, Rules, denoise_group
 from .losses import token_losses, token_mean
 from .noise import CLEAN, fault_plan, judge

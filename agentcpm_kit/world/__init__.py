@@ -4,9 +4,11 @@ Fictional, so that nothing can be answered from memory; seeded, so that train, v
 disjoint by construction.
 """
 
-from .atlas import SPLITS, World, make_world, world_seeds
-from .tasks import Task, make_tasks
-from .tools import FaultPlan, ToolFault, Tools, tool_schemas
+from .atlas import SPLITS, World, WorldSpec, make_world, world_seeds
+from .faults import FaultPlan, ToolFault
+from .plain.chains import make_tasks
+from .tasks import FAMILIES, GoldStep, Task
+from .tools import Tools, tool_schemas
 
-__all__ = ["SPLITS", "FaultPlan", "Task", "ToolFault", "Tools", "World", "make_tasks", "make_world", "tool_schemas",
-           "world_seeds"]
+__all__ = ["FAMILIES", "SPLITS", "FaultPlan", "GoldStep", "Task", "ToolFault", "Tools", "World", "WorldSpec", "make_tasks",
+           "make_world", "tool_schemas", "world_seeds"]

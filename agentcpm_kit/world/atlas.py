@@ -1,62 +1,132 @@
-"""A world: facts, their pages and the index, all from one seed. Splits never share a world."""
+"""What determines a world, and the splits: train, validation and test never share one.
 
-import random
-from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+Two editions of the atlas exist. `encyclopedia` has pages that read like pages and all eight task families; `plain`
+says everything in sentences like "Ann has home Oslo.", the only prose that a model of 1M parameters can learn to read.
+"""
 
-from .facts import Entity, Fact, draw_entities, draw_facts
-from .index import Index
-from .pages import Page, url_of, write_page
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal, Protocol
+
+from ..errors import KitError, unknown
 
 # First world seed of each split. Ranges never meet (asserted in `world_seeds`), hence no world in two splits.
 # "pretrain" feeds the recipe of micro-base and nothing else.
 SPLITS = {"train": 0, "validation": 1_000_000, "test": 2_000_000, "pretrain": 3_000_000}
 SPLIT_SIZE = 1_000_000
+EDITIONS, LANGUAGES = ("plain", "encyclopedia"), ("en", "zh")
 
 
 @dataclass(frozen=True)
-class World:
+class Page:
+    url: str
+    title: str
+    text: str
+    evidence: dict[str, str]  # relation -> the passage that states it
+
+
+class World(Protocol):
+    """What tools and tasks need of a world, whichever its edition."""
+
+    hits: int  # results of one search
+
+    @property
+    def spec(self) -> "WorldSpec": ...
+
+    @property
+    def urls(self) -> Sequence[str]: ...
+
+    def page(self, url: str) -> Page | None: ...
+
+    def search(self, query: str, k: int) -> list[Page]: ...
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """All that determines a world's bytes.
+
+    `entities` is the number of pages; `redundancy` the number of redundant sentences per page (contamination);
+    with `conflicts`, some statements contradict each other, with dates and sources.
+    """
+
     seed: int
-    redundancy: int
-    entities: tuple[Entity, ...]
-    facts: dict[tuple[str, str], Fact]  # (subject, relation) -> fact
-    pages: dict[str, Page]  # url -> page
+    entities: int = 60
+    redundancy: int = 2
+    edition: Literal["plain", "encyclopedia"] = "plain"
+    language: Literal["en", "zh"] = "en"
+    conflicts: bool = False
 
-    @cached_property
-    def index(self) -> Index:
-        return Index([f"{page.title}\n{page.text}" for page in self.pages.values()])
+    def __post_init__(self):
+        if self.edition not in EDITIONS:
+            raise unknown("edition", self.edition, EDITIONS)
+        if self.language not in LANGUAGES:
+            raise unknown("language", self.language, LANGUAGES)
+        if self.redundancy < 0:
+            raise KitError(f"redundancy is 0 or more, not {self.redundancy}")
 
-    def page_of(self, name: str) -> Page:
-        return self.pages[url_of(name)]
+    @property
+    def split(self) -> str:
+        return next(name for name, start in SPLITS.items() if start <= self.seed < start + SPLIT_SIZE)
 
-    def entity(self, name: str) -> Entity:
-        return next(e for e in self.entities if e.name == name)
+    def open(self) -> World:
+        return open_world(self)
+
+    @classmethod
+    def parse(cls, text: str) -> "WorldSpec":
+        """`"split=test,number=3,entities=1000,language=zh"` as a spec of the encyclopedia; all parts are optional.
+
+        Raises:
+            KitError: an unknown key or a value that cannot be.
+        """
+        given = dict(part.partition("=")[::2] for part in text.split(",") if part)
+        kinds = {f.name: f.type for f in fields(cls) if f.name != "seed"} | {"split": str, "number": int}
+        values: dict = {"entities": 300, "edition": "encyclopedia", "split": "test", "number": 0}
+        for key, value in given.items():
+            if key not in kinds:
+                raise unknown("key of a world", key, kinds)
+            values[key] = _read(key, value, kinds[key])
+        number = values.pop("number")
+        return cls(seed=world_seeds(values.pop("split"), number + 1)[number], **values)
+
+
+def _read(key: str, text: str, kind: type):
+    if kind is int and text.isdecimal():
+        return int(text)
+    if kind is bool and text in ("true", "false"):
+        return text == "true"
+    if kind in (int, bool):
+        raise KitError(f"{key} of a world is {'a number' if kind is int else 'true or false'}, not {text!r}")
+    return text
 
 
 @lru_cache(maxsize=512)
-def make_world(seed: int, entities: int = 60, redundancy: int = 2) -> World:
-    """Draw the world of a seed.
+def open_world(spec: WorldSpec) -> World:
+    """Draw the world of a spec. Facts depend on the seed and the number of entities alone, so the same world can be
+    read at any redundancy."""
+    if spec.edition == "plain":
+        from .plain.world import draw_world
 
-    Facts depend on the seed and the number of entities alone, so the same world can be read at any redundancy.
-    """
-    rng = random.Random(f"atlas facts {seed}")
-    drawn = draw_entities(rng, entities)
-    facts = {(f.subject, f.relation): f for f in draw_facts(rng, drawn)}
-    writer, confused = random.Random(f"atlas pages {seed} {redundancy}"), Counter()
-    pages = [write_page(writer, e, [f for f in facts.values() if f.subject == e.name],
-                        [o for o in drawn if o != e], facts, redundancy, confused) for e in drawn]
-    return World(seed, redundancy, tuple(drawn), facts, {p.url: p for p in pages})
+        return draw_world(spec)
+    from .encyclopedia.world import Encyclopedia
+
+    return Encyclopedia(spec)
+
+
+def make_world(seed: int, entities: int = 60, redundancy: int = 2) -> World:
+    """The plain world of a seed."""
+    return open_world(WorldSpec(seed, entities, redundancy))
 
 
 def world_seeds(split: str, count: int) -> list[int]:
     """Seeds of the first `count` worlds of a split.
 
     Raises:
-        ValueError: unknown split, or more worlds than a split may have.
+        KitError: unknown split.
+        ValueError: more worlds than a split may have.
     """
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        raise unknown("split", split, SPLITS)
     if not 0 <= count <= SPLIT_SIZE:
         raise ValueError(f"a split has at most {SPLIT_SIZE} worlds, not {count}")
     return list(range(SPLITS[split], SPLITS[split] + count))

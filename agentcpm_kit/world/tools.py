@@ -1,51 +1,63 @@
-"""The agent's tools with the reference's names and argument schemas: ``search`` and ``fetch_url``.
+"""The agent's tools with the reference's names and argument schemas: `search`, `fetch_url`, `PythonInterpreter`.
 
-A fault (time-out, refused request) is raised as `ToolFault`, never returned as an empty success: the loop must
-be able to tell a broken tool from a page that says nothing. The arguments' own mistakes (an unknown page) are
-ordinary answers, since they are the agent's to notice.
+A fault is raised as `ToolFault` (see `faults`). The arguments' own mistakes (an unknown page, a missing purpose) are
+the caller's to notice: they are ordinary answers or a `ValueError` that the loop tells the model. Any object with
+`schemas` and `call` can take the place of `Tools`; `mcp.RemoteTools` puts an MCP server there.
 """
 
-import random
-from dataclasses import dataclass
+import json
+import time
+from typing import Protocol
 
 from .atlas import World
-from .index import best_sentence
+from .faults import KINDS, FaultDice, FaultPlan, ToolFault
+from .index import best_passage
+from .sandbox import run_python
 
 SEPARATOR = "\n" + "=" * 7 + "\n"  # between the answers to several queries, as in the reference
-HITS = 3
+WORLD_TOOLS = ("search", "fetch_url")
+STRINGS = {"type": "array", "items": {"type": "string"}}
 
 
-class ToolFault(Exception):
-    """The tool itself failed; the text names the fault ("timeout")."""
+def _schema(name: str, description: str, properties: dict, required: list[str] | None = None) -> dict:
+    required = list(properties) if required is None else required
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-@dataclass(frozen=True)
-class FaultPlan:
-    """Seeded faults. `outage` is the share of episodes in which every call fails, `call` the share of single calls."""
+SCHEMAS = {
+    "search": _schema("search", "Search the atlas. Returns titles, urls and snippets.", {"query": STRINGS}),
+    "fetch_url": _schema("fetch_url", "Read pages of the atlas.", {"url": STRINGS, "purpose": {"type": "string"}}),
+    "PythonInterpreter": _schema("PythonInterpreter", "Run Python code and read what it prints. The code is the argument "
+                                 "`code`, or follows the JSON in <code> tags.", {"code": {"type": "string"}}, required=[]),
+}
 
-    outage: float = 0.0
-    call: float = 0.0
+
+def tool_schemas(names: tuple[str, ...] = WORLD_TOOLS) -> list[dict]:
+    """OpenAI-style schemas of tools, as the chat template renders them."""
+    return [SCHEMAS[name] for name in names]
 
 
-def tool_schemas() -> list[dict]:
-    """OpenAI-style schemas of the tools, as the chat template renders them."""
-    strings = {"type": "array", "items": {"type": "string"}}
-    search = {"name": "search", "description": "Search the atlas. Returns titles, urls and snippets.",
-              "parameters": {"type": "object", "properties": {"query": strings}, "required": ["query"]}}
-    fetch = {"name": "fetch_url", "description": "Read pages of the atlas.",
-             "parameters": {"type": "object", "properties": {"url": strings, "purpose": {"type": "string"}},
-                            "required": ["url", "purpose"]}}
-    return [{"type": "function", "function": search}, {"type": "function", "function": fetch}]
+class ToolSet(Protocol):
+    """What the loop needs of an episode's tools."""
+
+    schemas: list[dict]
+
+    def call(self, name: str, arguments: dict) -> str: ...
 
 
 class Tools:
-    """The tools over one world, for one episode. `episode` seeds its faults."""
+    """The tools named in `names` over one world, for one episode. `episode` seeds its faults."""
 
-    def __init__(self, world: World, faults: FaultPlan | None = None, episode: str = ""):
-        self.world = world
-        self.faults = faults or FaultPlan()
-        self.rng = random.Random(f"faults {episode}")
-        self.down = self.rng.random() < self.faults.outage
+    def __init__(self, world: World, faults: FaultPlan | None = None, episode: str = "", names: tuple[str, ...] = WORLD_TOOLS):
+        self.world, self.names, self.schemas = world, names, tool_schemas(names)
+        self.plan = faults or FaultPlan()
+        self.dice = FaultDice(self.plan, episode)
+
+    @property
+    def down(self) -> bool:
+        """Whether every call of this episode fails."""
+        return self.dice.down
 
     def call(self, name: str, arguments: dict) -> str:
         """Run a tool.
@@ -54,23 +66,41 @@ class Tools:
             ToolFault: the tool failed, through no fault of the caller's.
             ValueError: unknown tool, or a missing or wrong argument (the caller's mistake).
         """
-        if name not in ("search", "fetch_url"):
+        if name not in self.names:
             raise ValueError(f"unknown tool {name}")
-        key = "query" if name == "search" else "url"
-        items = arguments.get(key)
-        items = [items] if isinstance(items, str) else items  # the reference repairs this too
-        if not isinstance(items, list) or not items or not all(isinstance(i, str) for i in items):
-            raise ValueError(f"{name} needs {key}")
-        if self.down or self.rng.random() < self.faults.call:
-            raise ToolFault("timeout")
-        return SEPARATOR.join(self._search(i) if name == "search" else self._fetch(i) for i in items)
+        values = _read_code(arguments) if name == "PythonInterpreter" else _read_list(name, arguments)
+        fault = self.dice.draw(name, json.dumps(values))
+        if fault == "slow":
+            time.sleep(self.plan.slow_s)
+        elif fault:
+            raise ToolFault(KINDS[fault])
+        if name == "PythonInterpreter":
+            return run_python(values[0])
+        answer = self._search if name == "search" else self._fetch
+        return SEPARATOR.join(map(answer, values))
 
     def _search(self, query: str) -> str:
-        pages = list(self.world.pages.values())
-        hits = [pages[i] for i in self.world.index.top(query, HITS)]
-        lines = [f"{n}. [{p.title}]({p.url})\n{best_sentence(p, query)}" for n, p in enumerate(hits, 1)]
+        lines = [f"{n}. [{p.title}]({p.url})\n{best_passage(p, query)}"
+                 for n, p in enumerate(self.world.search(query, self.world.hits), 1)]
         return "\n".join(lines) or "No results found."
 
     def _fetch(self, url: str) -> str:
-        page = self.world.pages.get(url.strip())
+        page = self.world.page(url.strip())
         return f"# {page.title}\n{page.text}" if page else "Error: page not found."
+
+
+def _read_list(name: str, arguments: dict) -> list[str]:
+    key = "query" if name == "search" else "url"
+    items = arguments.get(key)
+    items = [items] if isinstance(items, str) else items  # the reference repairs this too
+    if not isinstance(items, list) or not items or not all(isinstance(i, str) for i in items):
+        raise ValueError(f"{name} needs {key}")
+    return items
+
+
+def _read_code(arguments: dict) -> list[str]:
+    code = arguments.get("code")
+    if not isinstance(code, str) or not code.strip():
+        raise ValueError('PythonInterpreter needs code, after the JSON: <tool_call>{"name": "PythonInterpreter", '
+                         '"arguments": {}}<code>print(1 + 1)</code></tool_call>')
+    return [code]

@@ -6,20 +6,12 @@ contradict the answer; they only stand in its way, which is what the paper says 
 
 import random
 from collections import Counter
-from dataclasses import dataclass
 
+from ..atlas import Page
 from .facts import RELATIONS, Entity, Fact
 
 URL_PREFIX = "atlas/"
 CONFUSIONS = 2  # pages that may warn of one alias; with the right page they fill the three hits of a search
-
-
-@dataclass(frozen=True)
-class Page:
-    url: str
-    title: str
-    text: str  # one sentence per line; the first line introduces the entity and its alias
-    evidence: dict[str, str]  # relation -> the sentence that states it
 
 
 def url_of(name: str) -> str:
@@ -42,7 +34,7 @@ def confusion(entity: Entity, other: Entity) -> str:
 
 def write_page(rng: random.Random, entity: Entity, facts: list[Fact], others: list[Entity], all_facts: dict,
                redundancy: int, confused: Counter) -> Page:
-    """Write the page of `entity`: introduction first, then its facts and `redundancy` sentences, shuffled.
+    """Write the page of `entity`: introduction first, then its facts and `redundancy` sentences, shuffled, a line each.
 
     `confused` counts the warnings of each alias over all pages of the world.
     """

@@ -1,0 +1,158 @@
+"""The fact base: one array per relation, drawn from the seed; entities are numbers, names come later.
+
+Only integer draws of numpy's legacy generator are used, whose stream numpy guarantees never to change: the same seed
+gives the same facts on every machine.
+"""
+
+import datetime
+import random
+import zlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from ...errors import KitError
+from ..atlas import WorldSpec
+from .schema import MINIMUM, RELATIONS, SHARES, Relation, relations_of
+
+DAY0 = datetime.date(1700, 1, 1).toordinal()
+CATEGORIES = 12  # entries of every list of categories
+FOUNDING_AGE = (22, 61)
+NOW = 1960  # the year in which the encyclopedia was written
+SOURCES = ("register", "directory", "rumour")  # most trusted first
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What one source says of a disputed relation; `year` is when it said so."""
+
+    value: int
+    year: int
+    source: str
+
+
+class Facts:
+    """`column(key)` holds the object of every entity of the relation's subject type: a number, year, day or count."""
+
+    def __init__(self, spec: WorldSpec):
+        if spec.entities < MINIMUM:
+            raise KitError(f"a world of the encyclopedia has at least {MINIMUM} entities, not {spec.entities}")
+        self.spec = spec
+        self.ranges = _ranges(spec.entities)
+        self.starts = {kind: r.start for kind, r in self.ranges.items()}
+        self.columns: dict[str, np.ndarray] = {}
+        for relation in RELATIONS.values():
+            self.columns[relation.key] = self._draw(relation)
+
+    def kind(self, entity: int) -> str:
+        return next(kind for kind, r in self.ranges.items() if entity in r)
+
+    def value(self, entity: int, relation: Relation | str) -> int:
+        """Object of a fact; an entity's number, a year, a day (proleptic ordinal), a count or a category's place."""
+        key = relation if isinstance(relation, str) else relation.key
+        return int(self.columns[key][entity - self.starts[key.partition(".")[0]]])
+
+    def _draw(self, relation: Relation) -> np.ndarray:
+        stream = np.random.RandomState(zlib.crc32(f"{self.spec.seed} {self.spec.entities} {relation.key}".encode()))
+        count = len(self.ranges[relation.subject])
+        if relation.kind == "entity":
+            return self._capitals(stream) if relation.key == "country.capital" else self._others(stream, relation, count)
+        if relation.kind == "category":
+            return _integers(stream, 0, CATEGORIES, count)
+        if relation.kind == "date":
+            first, last = (datetime.date(year, 1, 1).toordinal() for year in (relation.low, relation.high + 1))
+            return _integers(stream, first, last, count)
+        if relation.follows:
+            born = self.columns["person.birth date"][self._column_of(relation.follows, relation.subject) - self.starts["person"]]
+            years = np.array([datetime.date.fromordinal(int(day)).year for day in born], dtype=np.int64)
+            return years + _integers(stream, *FOUNDING_AGE, count)
+        if relation.kind == "year":
+            return _integers(stream, relation.low, relation.high + 1, count)
+        return _log_uniform(stream, relation.low, relation.high, count)
+
+    def _column_of(self, name: str, subject: str) -> np.ndarray:
+        """The column of a relation, drawn now if it was not yet."""
+        key = f"{subject}.{name}"
+        return self.columns[key] if key in self.columns else self._draw(RELATIONS[key])
+
+    def _others(self, stream, relation: Relation, count: int) -> np.ndarray:
+        """Objects at random; nothing is related to itself."""
+        objects = self.ranges[relation.object]
+        if relation.object != relation.subject:
+            return _integers(stream, objects.start, objects.stop, count)
+        own = np.arange(count)
+        steps = _integers(stream, 1, len(objects), count)
+        return objects.start + (own + steps) % len(objects)
+
+    def _capitals(self, stream) -> np.ndarray:
+        """A city of the country itself; where it has none, any city."""
+        country, cities = self.columns["city.country"], self.ranges["city"]
+        order = stream.permutation(len(country))
+        capitals = _integers(stream, cities.start, cities.stop, len(self.ranges["country"]))
+        capitals[country[order] - self.starts["country"]] = cities.start + order
+        return capitals
+
+    @cached_property
+    def backward(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Relation -> (subjects ordered by object, place where each object's subjects begin)."""
+        found = {}
+        for relation in RELATIONS.values():
+            if relation.listed:
+                column, objects = self.columns[relation.key], self.ranges[relation.object]
+                order = np.argsort(column, kind="stable")
+                bounds = np.searchsorted(column[order], np.arange(objects.start, objects.stop + 1))
+                found[relation.key] = (order + self.starts[relation.subject], bounds)
+        return found
+
+    def subjects(self, relation: Relation | str, entity: int) -> list[int]:
+        """The way back: entities whose `relation` leads to `entity`, in order."""
+        key = relation if isinstance(relation, str) else relation.key
+        ordered, bounds = self.backward[key]
+        at = entity - self.starts[RELATIONS[key].object]
+        return ordered[bounds[at]: bounds[at + 1]].tolist()
+
+    def statements(self, entity: int, relation: Relation) -> list[Statement]:
+        """What the sources say of a disputed fact: an old and a new entry of the register, a newer rumour.
+
+        The rule: what is more trusted outranks, and among equals what is newer. The fact itself is what it gives.
+        """
+        rng = random.Random(f"statements {self.spec.seed} {self.spec.entities} {entity} {relation.key}")
+        old, new, talk = sorted(rng.sample(range(NOW - 60, NOW), 3))
+        objects = self.columns[relation.key]
+        others = [int(v) for v in (objects[rng.randrange(len(objects))] for _ in range(8)) if v != self.value(entity, relation)]
+        said = [Statement(self.value(entity, relation), new, "register"), Statement(others[0], old, "register"),
+                Statement(others[-1], talk, rng.choice(("directory", "rumour")))]
+        return rng.sample(said, 3)
+
+    def trusted(self, entity: int, relation: Relation) -> Statement:
+        """The statement that the rule chooses."""
+        return max(self.statements(entity, relation), key=lambda s: (-SOURCES.index(s.source), s.year))
+
+
+def _ranges(size: int) -> dict[str, range]:
+    """Numbers of each type's entities, one after another; the first type takes what rounding leaves over."""
+    counts = {kind: int(size * share) for kind, share in SHARES.items()}
+    counts["person"] += size - sum(counts.values())
+    ranges, start = {}, 0
+    for kind, count in counts.items():
+        ranges[kind] = range(start, start + count)
+        start += count
+    return ranges
+
+
+def _integers(stream, low: int, high: int, count: int) -> np.ndarray:
+    return stream.randint(low, high, size=count, dtype=np.int64)
+
+
+def _log_uniform(stream, low: int, high: int, count: int) -> np.ndarray:
+    """Counts that are small more often than large. Integers only: rounding of logarithms differs between machines."""
+    doublings = _integers(stream, 0, max(1, (high // low).bit_length() - 1), count)
+    floor = low << doublings
+    return np.minimum(floor + stream.randint(0, 1 << 40, size=count, dtype=np.int64) % floor, high)
+
+
+@lru_cache(maxsize=64)
+def facts_of(seed: int, entities: int) -> Facts:
+    """Facts depend on the seed and the number of entities alone, whatever the language or the redundancy."""
+    return Facts(WorldSpec(seed, entities, edition="encyclopedia"))
