@@ -1,5 +1,5 @@
-"""A trajectory as a person would like to read it: in the terminal (`print_trajectory`) and in a notebook (`View`), and a task's gold
-path (`GoldPath`)."""
+"""A trajectory as a person would like to read it, in the terminal (`print_trajectory`) and in a notebook (`View`), and
+a task's gold path (`GoldPath`)."""
 
 import json
 from html import escape

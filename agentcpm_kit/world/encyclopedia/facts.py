@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import KitError
 from ..atlas import WorldSpec
-from .schema import MINIMUM, RELATIONS, SHARES, Relation, relations_of
+from .schema import MINIMUM, RELATIONS, SHARES, Relation
 
 DAY0 = datetime.date(1700, 1, 1).toordinal()
 CATEGORIES = 12  # entries of every list of categories

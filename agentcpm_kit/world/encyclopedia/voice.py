@@ -9,7 +9,8 @@ import yaml
 from .schema import Relation
 
 FILES = {"en": "english.yaml", "zh": "chinese.yaml"}
-MONTHS = ("January February March April May June July August September October November December").split()
+MONTHS = ["January", "February", "March", "April", "May", "June",
+          "July", "August", "September", "October", "November", "December"]
 
 
 class Voice:

@@ -101,14 +101,20 @@ class Plan:
     def _arrange(self, puzzle: q.Puzzle) -> int:
         """Try all orders in code, then look the right one up."""
         names = {e: self.world.alias(e) for e in puzzle.entities}
-        checks = " and ".join(_check(c, names) for c in puzzle.clues)
-        code = (f"from itertools import permutations\nnames = {list(names.values())!r}\n"
-                f"for order in permutations(names):\n    at = order.index\n    if {checks}:\n        print(order[{puzzle.place - 1}])")
+        code = TRY_ALL.format(names=list(names.values()), at=puzzle.place - 1,
+                              checks=" and ".join(_check(c, names) for c in puzzle.clues))
         entity = q.the(puzzle, self.world)
         self._step("PythonInterpreter", {"code": code}, (names[entity],), self.wording.phrase(puzzle))
         return self.reach(q.Alias(entity))
 
 
+TRY_ALL = """from itertools import permutations
+
+names = {names}
+for order in permutations(names):
+    at = order.index
+    if {checks}:
+        print(order[{at}])"""
 CHECKS = {"before": "at({a}) < at({b})", "next": "at({b}) == at({a}) + 1", "apart": "abs(at({a}) - at({b})) == 2",
           "not_first": "at({a}) != 0", "not_last": "at({a}) != len(names) - 1", "even": "at({a}) % 2 == 1"}
 

@@ -115,7 +115,8 @@ Node = Alias | Address | Get | Pick | Either | Find | Total | Calc | Puzzle
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "difference": lambda a, b: abs(a - b), "sum": lambda a, b: a + b, "mean": lambda a, b: (a + b) // 2,
     "percent": lambda a, b: (200 * a + b) // (2 * b)}
-CODE = {"difference": "abs({a} - {b})", "sum": "{a} + {b}", "mean": "({a} + {b}) // 2", "percent": "(200 * {a} + {b}) // (2 * {b})"}
+CODE = {"difference": "abs({a} - {b})", "sum": "{a} + {b}", "mean": "({a} + {b}) // 2",
+        "percent": "(200 * {a} + {b}) // (2 * {b})"}
 AGREES: dict[str, Callable[[int, int, int], bool]] = {  # places of the two, counted from 1, and how many there are
     "before": lambda a, b, n: a < b, "next": lambda a, b, n: b == a + 1, "apart": lambda a, b, n: abs(a - b) == 2,
     "not_first": lambda a, b, n: a != 1, "not_last": lambda a, b, n: a != n, "even": lambda a, b, n: a % 2 == 0}
