@@ -52,7 +52,7 @@ def first_hit(tasks: list[Task]) -> dict[str, list[bool]]:
 def _first(tools: Tools, question: str) -> tuple[str, str]:
     """Title and snippet of the first result."""
     first, *rest = tools.call("search", {"query": [question]}).split("\n")
-    return _last(LINK, first), rest[0] if rest else ""
+    return _last(LINK, first), rest[1] if len(rest) > 1 else ""
 
 
 def _last(pattern: re.Pattern, text: str) -> str:

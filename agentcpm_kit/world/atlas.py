@@ -24,6 +24,7 @@ class Page:
     title: str
     text: str
     evidence: dict[str, str]  # relation -> the passage that states it
+    source: str = ""  # shown with a search result; pages of the plain edition have none
 
 
 class World(Protocol):

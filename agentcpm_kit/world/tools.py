@@ -9,7 +9,7 @@ import json
 import time
 from typing import Protocol
 
-from .atlas import World
+from .atlas import Page, World
 from .faults import KINDS, FaultDice, FaultPlan, ToolFault
 from .index import best_passage
 from .sandbox import run_python
@@ -80,13 +80,20 @@ class Tools:
         return SEPARATOR.join(map(answer, values))
 
     def _search(self, query: str) -> str:
-        lines = [f"{n}. [{p.title}]({p.url})\n{best_passage(p, query)}"
-                 for n, p in enumerate(self.world.search(query, self.world.hits), 1)]
-        return "\n".join(lines) or "No results found."
+        hits = enumerate(self.world.search(query, self.world.hits), 1)
+        return "\n".join(_hit(number, page, query) for number, page in hits) or "No results found."
 
     def _fetch(self, url: str) -> str:
         page = self.world.page(url.strip())
-        return f"# {page.title}\n{page.text}" if page else "Error: page not found."
+        if page is None:
+            return "Error: page not found."
+        return f"Page: {page.url}\n# {page.title}\n{page.text}" if page.source else f"# {page.title}\n{page.text}"
+
+
+def _hit(number: int, page: Page, query: str) -> str:
+    """Title, address, source and snippet, as the reference shows them; the plain edition does without a source."""
+    source = [page.source] if page.source else []
+    return "\n".join([f"{number}. [{page.title}]({page.url})", *source, best_passage(page, query)])
 
 
 def _read_list(name: str, arguments: dict) -> list[str]:

@@ -35,9 +35,9 @@ class PageWriter:
         rng = random.Random(f"page {world.spec.seed} {world.spec.redundancy} {entity}")
         for paragraph in self._redundant(rng, entity, kind):
             blocks.insert(rng.randint(0, len(blocks)), paragraph)
-        revised = self.voice.texts["revised"].format(v=1950 + entity % 10)
-        text = "\n\n".join([self.lead(entity, kind), *blocks, revised])
-        return Page(world.url(entity), world.name(entity), text, evidence)
+        revised = 1950 + entity % 10
+        text = "\n\n".join([self.lead(entity, kind), *blocks, self.voice.texts["revised"].format(v=revised)])
+        return Page(world.url(entity), world.name(entity), text, evidence, self.voice.texts["source"].format(v=revised))
 
     def lead(self, entity: int, kind: str) -> str:
         """The first line, the only one that says which name the alias belongs to."""
