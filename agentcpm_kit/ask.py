@@ -1,5 +1,6 @@
 """``agentcpm-kit ask``: one episode with the best micro checkpoint, printed for a person."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 from .agent.engines import TransformersEngine, load_model
@@ -42,11 +43,25 @@ def print_examples(number: int, count: int) -> None:
         print(f"{task.question}   (answer: {task.answer})")
 
 
-def ask(question: str, model: Path | None, number: int, seed: int) -> None:
+@contextmanager
+def _tools(source: str | None):
+    """The atlas's tools in process or, given a `source`, those of an MCP server."""
+    if not source:
+        yield world_tools()
+        return
+    from .world.mcp import RemoteTools
+
+    with RemoteTools(source) as remote:
+        yield lambda task, episode: remote.for_episode(episode)
+
+
+def ask(question: str, model: Path | None, number: int, seed: int, tools: str | None = None) -> None:
     """Play the episode and print it; the answer is checked where the question is one of the world's own.
 
+    `tools` is the URL, command or config file of MCP servers whose tools the agent gets instead of the atlas's.
+
     Raises:
-        KitError: no checkpoint, or the question has words that the micro model does not know.
+        KitError: no checkpoint, the question has words that the micro model does not know, or no server.
     """
     profile = load_profile("micro")
     set_seed(seed, profile.threads)
@@ -56,8 +71,9 @@ def ask(question: str, model: Path | None, number: int, seed: int) -> None:
     world = unseen_world(number)
     task = Task("ask", question, "", "multihop", 0, world.spec)
     engine = TransformersEngine(loaded, tokenizer, temperature=0.0)
-    trajectory = run_episodes([task], engine, world_tools(), profile.limits, seed=seed)[0]
-    print(f"model: {path.name}, unseen world {number}")
+    with _tools(tools) as factory:
+        trajectory = run_episodes([task], engine, factory, profile.limits, seed=seed)[0]
+    print(f"model: {path.name}, {f'tools of {tools}' if tools else f'unseen world {number}'}")
     print_trajectory(trajectory)
     known = next((t for t in example_tasks(number, 50) if t.question == question), None)
     if known and trajectory.answer is not None:

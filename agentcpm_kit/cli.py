@@ -1,4 +1,4 @@
-"""The command line: ``agentcpm-kit doctor | run | report | ask``.
+"""The command line: ``agentcpm-kit doctor | run | report | ask | serve-tools``.
 
 A user's mistake is one line and exit code 2, a failed run exit code 1; ``--debug`` before the command shows tracebacks.
 """
@@ -79,6 +79,8 @@ def ask(question: Annotated[str, typer.Argument(help='such as "What is the mayor
         model: Annotated[Path | None, typer.Option("--model", help="checkpoint (default: the best that is here)")] = None,
         world: Annotated[int, typer.Option("--world", help="number of the unseen world to ask about", min=0)] = 0,
         examples: Annotated[int, typer.Option("--examples", help="print so many questions to ask, and stop", min=0)] = 0,
+        tools: Annotated[str | None, typer.Option("--tools", help="URL, command or YAML file of MCP servers to use "
+                                                  "instead of the atlas (see serve-tools and profiles/tools/web.yaml)")] = None,
         seed: Seed = 0) -> None:
     """Play one episode with the best micro checkpoint and print it as a person would like to read it."""
     from .ask import ask as ask_agent
@@ -88,7 +90,24 @@ def ask(question: Annotated[str, typer.Argument(help='such as "What is the mayor
         return print_examples(world, examples)
     if not question.strip():
         raise KitError("what is the question? `agentcpm-kit ask --examples 5` prints some that this world can answer")
-    ask_agent(question, model, world, seed)
+    ask_agent(question, model, world, seed, tools)
+
+
+@app.command("serve-tools")
+def serve_tools(http: Annotated[int | None, typer.Option("--http", help="serve streamable HTTP at this port (0: a free one)",
+                                                         min=0, max=65535)] = None,
+                stdio: Annotated[bool, typer.Option("--stdio", help="serve a client that starts this command")] = False,
+                host: Annotated[str, typer.Option("--host", help="address to listen on, with --http")] = "127.0.0.1",
+                world: Annotated[str, typer.Option("--world", help="which world")] = "split=test,number=0,entities=300",
+                faults: Annotated[str, typer.Option("--faults", help="such as search.timeout=0.1,*.slow=0.05")] = "",
+                seed: Annotated[int, typer.Option("--seed", help="seed of the faults", min=0)] = 0,
+                verbose: Annotated[bool, typer.Option("--verbose", help="log requests to stderr")] = False) -> None:
+    """Serve search, fetch_url and PythonInterpreter over MCP, until Ctrl-C."""
+    from .world.mcp.server import serve
+
+    if (http is None) != stdio:
+        raise KitError("serve-tools needs either --http PORT (such as 8765) or --stdio")
+    raise typer.Exit(serve(world, faults, seed, host, http, verbose))
 
 
 def _use_results(out: Path | None) -> None:

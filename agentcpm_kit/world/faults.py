@@ -6,6 +6,7 @@ broken tool from a page that says nothing.
 """
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,12 +27,11 @@ class ToolFault(Exception):
 class FaultPlan:
     """Seeded faults.
 
-    `outage` is the share of episodes in which every call fails, `call` the share of single calls that time out;
-    `rates` gives tool -> kind -> share of calls. A slow call takes `slow_s` seconds longer.
+    `outage` is the share of episodes in which every call times out; `rates` gives tool -> kind -> share of calls.
+    A slow call takes `slow_s` seconds longer.
     """
 
     outage: float = 0.0
-    call: float = 0.0
     rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     slow_s: float = 0.2
 
@@ -73,19 +73,22 @@ class FaultDice:
     """
 
     def __init__(self, plan: FaultPlan, episode: str):
-        self.plan, self.episode, self.tries = plan, episode, Counter()
-        self.stream = random.Random(f"faults {episode}")
-        self.down = self.stream.random() < plan.outage
+        self.plan, self.episode = plan, episode
+        self.tries: Counter[int] = Counter()  # by hash: a server that runs for days must not keep every argument
+        self.lock = threading.Lock()
+        self.down = random.Random(f"faults {episode}").random() < plan.outage
 
     def draw(self, tool: str, arguments: str) -> str | None:
         """The kind of fault that meets this call, or None."""
-        if self.down or self.stream.random() < self.plan.call:
+        if self.down:
             return "timeout"
         if not self.plan.rates.get(tool):
             return None
         key = f"{tool} {arguments}"
-        self.tries[key] += 1
-        at = random.Random(f"fault {self.episode} {key} {self.tries[key]}").random()
+        with self.lock:
+            self.tries[hash(key)] += 1
+            time = self.tries[hash(key)]
+        at = random.Random(f"fault {self.episode} {key} {time}").random()
         for kind, share in self.plan.rates[tool].items():
             at -= share
             if at < 0:
