@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 LOCKS  := requirements/core.lock requirements/unsloth.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-small reproduce test lab lint lock reference clean
+.PHONY: help setup setup-vllm setup-small reproduce test bench lab lint lock reference clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -39,6 +39,10 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (20 minut
 
 test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## measure the world (10^2 to 10^5 pages) and the MCP server (200 clients for a minute): 3 minutes
+	$(BIN)/python benchmarks/world.py
+	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -18,7 +18,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
+from agentcpm_kit.environment import describe
+from agentcpm_kit.files import write_json
 from agentcpm_kit.world.atlas import WorldSpec
 from agentcpm_kit.world.mcp import RemoteTools
 from agentcpm_kit.world.tools import ToolFault, Tools
@@ -136,6 +139,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=200, help="sessions at once")
     parser.add_argument("--seconds", type=float, default=60, help="how long they keep asking")
     parser.add_argument("--world", default="split=test,number=0,entities=300", help="as in serve-tools --world")
+    parser.add_argument("--out", type=Path, help="file for the summary, with command and machine")
     parser.add_argument("--url", help="a running server of the same world, instead of one of our own")
     options = parser.parse_args()
     calls = known_calls(options.world)
@@ -148,6 +152,8 @@ def main() -> int:
     finally:
         code = stop_server(server) if server else 0
     print(json.dumps(summary | {"server_exit": code}))
+    if options.out:
+        write_json(options.out, summary | {"server_exit": code, "command": " ".join(sys.argv), "env": describe(0)})
     bad = summary["wrong"] + summary["lost"] + summary["errors"]
     return 1 if bad or code or not summary["calls"] else 0
 

@@ -52,9 +52,9 @@ def draw(rows: list[dict], path: Path) -> None:
     limits = {"build_s": 180, "peak_mb": 2048, "query_median_ms": 20}
     for axes, (key, label) in zip(panels, units.items(), strict=True):
         axes.loglog([r["pages"] for r in rows], [r[key] for r in rows], "o-", color=COLOURS[0])
-        axes.plot(100_000, limits[key], "v", color=COLOURS[1], label="wanted at most, at 100,000 pages")
+        axes.plot(100_000, limits[key], "v", color=COLOURS[1], label="limit at 100,000 pages")
         axes.set(xlabel="pages", ylabel=label)
-    panels[0].legend(fontsize=7)
+    panels[1].legend(fontsize=7, loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -68,10 +68,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.pages:
         return print(json.dumps(measure(args.pages, args.language)))
-    write_json(args.out / "env.json", describe(0) | {"command": " ".join(sys.argv)})
     done = {row["pages"] for row in read_jsonl(args.out / "rows.jsonl")}
     for pages in (10 ** power for power in range(2, args.to + 1)):
         if pages not in done:
+            write_json(args.out / "env.json", describe(0) | {"command": " ".join(sys.argv)})
             command = [sys.executable, __file__, "--pages", str(pages), "--language", args.language]
             row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
             append_jsonl(args.out / "rows.jsonl", row)

@@ -2,7 +2,7 @@
 
 Copies metrics, rows, figures, config and env of every stage to results/reference/<profile>/, ships the checkpoints
 that notebooks fall back to (data/models/micro-*), stores the executed notebooks' outputs in notebooks/, and writes
-the claims table between the markers of README.md.
+the tables between the markers of README.md.
 """
 
 import re
@@ -13,14 +13,14 @@ import nbformat
 
 from ..artefacts import write_checksums
 from ..errors import KitError
-from ..files import write_atomic
+from ..files import read_jsonl, write_atomic
 from ..profile import repo_root, results_root
+from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
 from .results import finished_stages
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
 SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
-BEGIN, END = "<!-- claims: made by `make reference` -->", "<!-- end of claims -->"
 LARGEST_ROWS = 400_000  # bytes; evidence is committed small
 
 
@@ -107,12 +107,44 @@ def claims_table(profile: str, seed: str = "seed0") -> str:
     return "\n".join(lines)
 
 
+def families_table(profile: str, seed: str = "seed0") -> str:
+    """Markdown table of what notebook 01 measured on the eight families."""
+    metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
+    lines = ["| family | stands in for | skill | oracle | closed book | first hit |", "| --- | --- | --- | --- | --- | --- |"]
+    for family, (benchmark, skill) in FAMILIES.items():
+        measured = " | ".join(metric_text(metrics[f"{how}_{family}"]) for how in ("oracle", "closed_book", "first_hit"))
+        lines.append(f"| `{family}` | {benchmark} | {skill} | {measured} |")
+    return "\n".join(lines)
+
+
+def costs_table(_profile: str) -> str:
+    """Markdown table of benchmarks/world.py."""
+    lines = ["| pages | build with index (s) | peak memory (MB) | query, median (ms) | query, 99% (ms) |",
+             "| --- | --- | --- | --- | --- |"]
+    for r in read_jsonl(reference_folder("benchmarks") / "world/rows.jsonl"):
+        values = (f"{r['pages']:,}", r["build_s"], f"{r['peak_mb']:,}", r["query_median_ms"], r["query_p99_ms"])
+        lines.append(f"| {' | '.join(map(str, values))} |")
+    return "\n".join(lines)
+
+
+TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table}
+
+
+def with_tables(text: str, profile: str) -> str:
+    """README text with every table between its markers made anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: made by `make reference` -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise KitError(f"README.md has no markers for the table {name!r}")
+        table = f"{begin}\n{make(profile)}\n{end}"
+        text = pattern.sub(lambda _, table=table: table, text)
+    return text
+
+
 def write_readme(profile: str) -> None:
-    """Replace the table between the markers."""
     path = repo_root() / "README.md"
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    table = f"{BEGIN}\n{claims_table(profile)}\n{END}"
-    write_atomic(path, pattern.sub(lambda _: table, path.read_text()))
+    write_atomic(path, with_tables(path.read_text(), profile))
 
 
 def main(profile: str = "micro") -> None:

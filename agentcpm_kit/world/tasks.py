@@ -9,7 +9,16 @@ from dataclasses import asdict, dataclass
 
 from .atlas import World, WorldSpec
 
-FAMILIES = ("assist", "constraints", "constraints_zh", "reason", "multihop", "navigate", "conflict", "deep")
+FAMILIES = {  # family -> the benchmark that it stands in for, the skill
+    "assist": ("GAIA-text", "mixed steps, some arithmetic with the code tool"),
+    "constraints": ("BrowseComp", "find the one entity that meets several indirect constraints"),
+    "constraints_zh": ("BrowseComp-ZH", "the same in Chinese"),
+    "reason": ("HLE-text", "little search, much reasoning over given facts"),
+    "multihop": ("FRAMES", "combine several pages, compare numbers and dates"),
+    "navigate": ("WebWalkerQA", "follow links from a start page; search is off"),
+    "conflict": ("SEAL-0", "sources contradict: trust, dates, false premises"),
+    "deep": ("xbench-DeepSearch", "long chains through lists, many distractors"),
+}
 
 
 @dataclass(frozen=True)

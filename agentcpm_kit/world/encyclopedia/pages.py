@@ -9,6 +9,7 @@ import random
 
 from ..atlas import Page
 from .schema import RELATIONS, Relation, lists_of, relations_of
+from .voice import capital
 
 PARAGRAPH = 4  # redundant sentences about one look-alike, at most
 NEIGHBOURS = (-2, -1, 1, 2)  # only so few pages may mention an alias: with its own page they fit into one search
@@ -42,8 +43,7 @@ class PageWriter:
     def lead(self, entity: int, kind: str) -> str:
         """The first line, the only one that says which name the alias belongs to."""
         forms = self.voice.texts["types"][kind]["intro"]
-        text = forms[entity % len(forms)].format(s=f"**{self.world.name(entity)}**", alias=self.world.alias(entity))
-        return text[:1].upper() + text[1:]
+        return capital(forms[entity % len(forms)].format(s=f"**{self.world.name(entity)}**", alias=self.world.alias(entity)))
 
     def _sections(self, entity: int, kind: str, evidence: dict) -> list[str]:
         blocks, disputed = [], []

@@ -114,7 +114,9 @@ def serve(world: str, faults: str, seed: int, host: str, port: int | None, verbo
     spec, plan = WorldSpec.parse(world), FaultPlan.parse(faults)
     listener = None if port is None else _listen(host, port)
     _set_up_logs(verbose)
-    desk, what = Desk(spec.open(), plan, seed), f"world {world}; faults {faults or 'none'}, seed {seed}"
+    opened = spec.open()
+    opened.search("", 1), opened.urls  # builds the index now: a large world takes a while, and no client should wait for it
+    desk, what = Desk(opened, plan, seed), f"world {world}; faults {faults or 'none'}, seed {seed}"
     if listener:
         return _serve_http(desk, listener, what, verbose)
     return _serve_stdio(desk, what)
