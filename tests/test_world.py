@@ -84,7 +84,8 @@ def test_a_task_survives_its_file():
 
 
 @pytest.mark.parametrize("text, message", [("pages=3", "entities"), ("entities=x", "a number"), ("split=tset", "test"),
-                                           ("language=de", "language"), ("conflicts=1", "true or false")])
+                                           ("language=de", "language"), ("conflicts=1", "true or false"),
+                                           ("number=1000000", "up to number"), ("edition=plain,language=zh", "in English")])
 def test_a_world_that_cannot_be_is_refused_by_name(text, message):
     with pytest.raises(KitError, match=message):
         WorldSpec.parse(text)

@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 
 from ..agent.trajectory import Trajectory
 from ..world.tasks import Task
@@ -46,9 +47,25 @@ def _plain(text: str) -> str:
     return re.sub(r"\s", "", text).lower().translate(str.maketrans("", "", string.punctuation))
 
 
+LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+
+
 def is_right(answer: str, task: Task) -> bool:
-    """Whether an answer is the gold one or one of its aliases."""
-    return any(gaia_match(answer, truth) for truth in (task.answer, *task.aliases))
+    """Whether an answer is the gold one or one of its aliases, by GAIA's rule or but for how it is dressed.
+
+    Dress is Markdown, quotation marks and other punctuation of any script, and the article before a name.
+    """
+    bare = LINK.sub(r"\1", answer).strip(" \n*_\"'`“”‘’。.")
+    return any(gaia_match(bare, truth) or bool(_letters(bare)) and _letters(bare) == _letters(truth)
+               for truth in (task.answer, *task.aliases))
+
+
+def _letters(text: str) -> str:
+    """A text without case, spaces, punctuation and leading article; "" for a number, which is compared by value."""
+    text = unicodedata.normalize("NFKC", text).lower().strip()
+    if _is_number(text.replace(",", "")):
+        return ""
+    return "".join(c for c in text.removeprefix("the ") if c.isalnum())
 
 
 def score(trajectory: Trajectory, task: Task) -> Trajectory:

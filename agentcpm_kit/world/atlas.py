@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from ..errors import KitError, unknown
 
-# First world seed of each split. Ranges never meet (asserted in `world_seeds`), hence no world in two splits.
+# First world seed of each split. Ranges never meet, since none is longer than SPLIT_SIZE, hence no world is in two splits.
 # "pretrain" feeds the recipe of micro-base and nothing else.
 SPLITS = {"train": 0, "validation": 1_000_000, "test": 2_000_000, "pretrain": 3_000_000}
 SPLIT_SIZE = 1_000_000
@@ -65,6 +65,10 @@ class WorldSpec:
             raise unknown("language", self.language, LANGUAGES)
         if self.redundancy < 0:
             raise KitError(f"redundancy is 0 or more, not {self.redundancy}")
+        if not 0 <= self.seed < max(SPLITS.values()) + SPLIT_SIZE:
+            raise KitError(f"no split has a world with seed {self.seed}")
+        if self.edition == "plain" and (self.language != "en" or self.conflicts):
+            raise KitError("the plain edition is in English and without conflicts")
 
     @property
     def split(self) -> str:
@@ -87,8 +91,10 @@ class WorldSpec:
             if key not in kinds:
                 raise unknown("key of a world", key, kinds)
             values[key] = _read(key, value, kinds[key])
-        number = values.pop("number")
-        return cls(seed=world_seeds(values.pop("split"), number + 1)[number], **values)
+        number, split = values.pop("number"), values.pop("split")
+        if number >= SPLIT_SIZE:
+            raise KitError(f"a split has worlds up to number {SPLIT_SIZE - 1}, not {number}")
+        return cls(seed=world_seeds(split, number + 1)[number], **values)
 
 
 def _read(key: str, text: str, kind: type):

@@ -1,7 +1,8 @@
 """The agent's tools with the reference's names and argument schemas: `search`, `fetch_url`, `PythonInterpreter`.
 
-A fault is raised as `ToolFault` (see `faults`). The arguments' own mistakes (an unknown page, a missing purpose) are
-the caller's to notice: they are ordinary answers or a `ValueError` that the loop tells the model. Any object with
+A fault is raised as `ToolFault` (see `faults`). The caller's own mistakes are the caller's to notice: an unknown page is
+an ordinary answer, wrong arguments are a `ValueError` that the loop tells the model. As in the reference, a bare string is
+taken for a list of one, and a missing purpose is let pass. Any object with
 `schemas` and `call` can take the place of `Tools`; `mcp.RemoteTools` puts an MCP server there.
 """
 
@@ -68,6 +69,8 @@ class Tools:
         """
         if name not in self.names:
             raise ValueError(f"unknown tool {name}")
+        if not isinstance(arguments, dict):
+            raise ValueError(f"{name} needs its arguments by name")
         values = _read_code(arguments) if name == "PythonInterpreter" else _read_list(name, arguments)
         fault = self.dice.draw(name, json.dumps(values))
         if fault == "slow":

@@ -18,8 +18,9 @@ from .schema import MINIMUM, RELATIONS, SHARES, Relation
 
 DAY0 = datetime.date(1700, 1, 1).toordinal()
 CATEGORIES = 12  # entries of every list of categories
-FOUNDING_AGE = (22, 61)
-NOW = 1960  # the year in which the encyclopedia was written
+FOUNDING_AGE = (22, 51)
+SOURCES_FROM, SOURCES_SPAN = 1911, 15  # years: office holders, born from 1850 to 1889, are grown up and alive
+INSIDE = {"country.capital": "city.country", "river.mouth": "city.river"}  # one of the cities that lead to it
 SOURCES = ("register", "directory", "rumour")  # most trusted first
 
 
@@ -57,7 +58,7 @@ class Facts:
         stream = np.random.RandomState(zlib.crc32(f"{self.spec.seed} {self.spec.entities} {relation.key}".encode()))
         count = len(self.ranges[relation.subject])
         if relation.kind == "entity":
-            return self._capitals(stream) if relation.key == "country.capital" else self._others(stream, relation, count)
+            return self._inside(stream, relation) if relation.key in INSIDE else self._others(stream, relation, count)
         if relation.kind == "category":
             return _integers(stream, 0, CATEGORIES, count)
         if relation.kind == "date":
@@ -85,13 +86,13 @@ class Facts:
         steps = _integers(stream, 1, len(objects), count)
         return objects.start + (own + steps) % len(objects)
 
-    def _capitals(self, stream) -> np.ndarray:
-        """A city of the country itself; where it has none, any city."""
-        country, cities = self.columns["city.country"], self.ranges["city"]
-        order = stream.permutation(len(country))
-        capitals = _integers(stream, cities.start, cities.stop, len(self.ranges["country"]))
-        capitals[country[order] - self.starts["country"]] = cities.start + order
-        return capitals
+    def _inside(self, stream, relation: Relation) -> np.ndarray:
+        """A city of the country itself, or on the river itself; where there is none, any city."""
+        owner, cities = self.columns[INSIDE[relation.key]], self.ranges["city"]
+        order = stream.permutation(len(owner))
+        chosen = _integers(stream, cities.start, cities.stop, len(self.ranges[relation.subject]))
+        chosen[owner[order] - self.starts[relation.subject]] = cities.start + order
+        return chosen
 
     @cached_property
     def backward(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -118,12 +119,21 @@ class Facts:
         The rule: what is more trusted outranks, and among equals what is newer. The fact itself is what it gives.
         """
         rng = random.Random(f"statements {self.spec.seed} {self.spec.entities} {entity} {relation.key}")
-        old, new, talk = sorted(rng.sample(range(NOW - 60, NOW), 3))
-        objects = self.columns[relation.key]
-        others = [int(v) for v in (objects[rng.randrange(len(objects))] for _ in range(8)) if v != self.value(entity, relation)]
-        said = [Statement(self.value(entity, relation), new, "register"), Statement(others[0], old, "register"),
-                Statement(others[-1], talk, rng.choice(("directory", "rumour")))]
+        founded = self.value(entity, f"{relation.subject}.founding year")
+        first = max(SOURCES_FROM, founded + 1)  # nothing is said of a company before it is founded
+        old, new, talk = sorted(rng.sample(range(first, first + SOURCES_SPAN), 3))
+        truth = self.value(entity, relation)
+        said = [Statement(truth, new, "register"), Statement(self._another(rng, relation, truth), old, "register"),
+                Statement(self._another(rng, relation, truth), talk, rng.choice(("directory", "rumour")))]
         return rng.sample(said, 3)
+
+    def _another(self, rng: random.Random, relation: Relation, truth: int) -> int:
+        """A wrong object of the kind that could be right: another person, another entity's count."""
+        if relation.kind == "entity":
+            objects = self.ranges[relation.object]
+            return objects.start + (truth - objects.start + rng.randrange(1, len(objects))) % len(objects)
+        column = self.columns[relation.key]
+        return int(rng.choice(column[column != truth]))
 
     def trusted(self, entity: int, relation: Relation) -> Statement:
         """The statement that the rule chooses."""

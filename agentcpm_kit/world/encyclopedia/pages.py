@@ -11,6 +11,7 @@ from ..atlas import Page
 from .schema import RELATIONS, Relation, lists_of, relations_of
 from .voice import capital
 
+FIRST_EDITION = 1960  # later than every source that is quoted
 PARAGRAPH = 4  # redundant sentences about one look-alike, at most
 NEIGHBOURS = (-2, -1, 1, 2)  # only so few pages may mention an alias: with its own page they fit into one search
 
@@ -36,12 +37,12 @@ class PageWriter:
         rng = random.Random(f"page {world.spec.seed} {world.spec.redundancy} {entity}")
         for paragraph in self._redundant(rng, entity, kind):
             blocks.insert(rng.randint(0, len(blocks)), paragraph)
-        revised = 1950 + entity % 10
+        revised = FIRST_EDITION + entity % 10
         text = "\n\n".join([self.lead(entity, kind), *blocks, self.voice.texts["revised"].format(v=revised)])
         return Page(world.url(entity), world.name(entity), text, evidence, self.voice.texts["source"].format(v=revised))
 
     def lead(self, entity: int, kind: str) -> str:
-        """The first line, the only one that says which name the alias belongs to."""
+        """The first line. It says whose the alias is; besides, only the warnings on pages of neighbours do."""
         forms = self.voice.texts["types"][kind]["intro"]
         return capital(forms[entity % len(forms)].format(s=f"**{self.world.name(entity)}**", alias=self.world.alias(entity)))
 

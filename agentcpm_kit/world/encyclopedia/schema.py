@@ -1,7 +1,8 @@
 """What can be said of an entity: types, and relations with what they lead to.
 
 Every relation has exactly one object, so a chain of relations has one answer; the way back (who was born in a city?)
-may have many, and stands on the object's page where `listed`.
+may have many, and stands on the object's page where `listed`. Relations that people take to hold both ways (twin towns,
+allies, rivals) are left out: their facts would need a second object.
 """
 
 from dataclasses import dataclass
@@ -46,21 +47,21 @@ def _entities(subject: str, **objects: str) -> list[Relation]:
 
 
 RELATIONS: dict[str, Relation] = {r.key: r for r in [
-    Relation("person", "birth date", "date", low=1830, high=1889),
+    Relation("person", "birth date", "date", low=1850, high=1889),
     Relation("person", "profession", "category", "professions"),
     *_entities("person", birthplace="city listed", home="city", alma_mater="school listed", employer="company listed",
-               mentor="person listed", rival="person"),
+               mentor="person listed", role_model="person"),
     Relation("city", "founding year", "year", low=1100, high=1499),
     Relation("city", "population", "count", low=2_000, high=900_000, disputed=True),
     Relation("city", "elevation", "count", low=11, high=1_900),
-    *_entities("city", country="country listed", mayor="person disputed", river="river listed", twin_town="city"),
+    *_entities("city", country="country listed", mayor="person disputed", river="river listed", market_town="city"),
     Relation("country", "founding year", "year", low=1500, high=1789),
     Relation("country", "area", "count", low=4_000, high=900_000),
-    *_entities("country", capital="city", head_of_state="person disputed", ally="country"),
+    *_entities("country", capital="city", head_of_state="person disputed", protecting_power="country"),
     Relation("company", "founding year", "year", follows="founder"),
     Relation("company", "industry", "category", "industries"),
     Relation("company", "workforce", "count", low=40, high=90_000, disputed=True),
-    *_entities("company", founder="person", chief_executive="person disputed", headquarters="city listed", partner="company"),
+    *_entities("company", founder="person", chief_executive="person disputed", headquarters="city listed", supplier="company"),
     Relation("school", "founding year", "year", low=1500, high=1789),
     Relation("school", "enrolment", "count", low=120, high=30_000, disputed=True),
     *_entities("school", location="city listed", rector="person disputed"),

@@ -1,6 +1,7 @@
 """A world of the encyclopedia: facts, names and a language; pages are written when they are read.
 
-Nothing is kept but the fact arrays, the search index and a few hundred recent pages, so 10^5 pages fit a laptop.
+Nothing is kept but the fact arrays, the addresses, the search index and a few hundred recent pages, so 10^5 pages fit a
+laptop.
 """
 
 import re

@@ -60,7 +60,7 @@ def make_task(family: str, level: int, spec: WorldSpec, number: int) -> Task:
 
 def _question(family: str, level: int, node: q.Node, wording: Wording) -> str | None:
     """The text of a question with what its family adds; None where the family cannot use this draw."""
-    if family == "deep":
+    if family == "deep" or any(isinstance(p, q.Total) for p in q.parts(node)):
         return _in_steps(node, wording)
     question = wording.question(node)
     if family == "navigate":
@@ -75,12 +75,12 @@ def _question(family: str, level: int, node: q.Node, wording: Wording) -> str | 
 
 
 def _in_steps(node: q.Node, wording: Wording) -> str:
-    """A long chain told in sentences: each list's chosen member gets a letter, and the next sentence starts there."""
-    picks = [p for p in reversed(q.parts(node)) if isinstance(p, q.Pick)]
+    """A long question told in sentences: what comes of each list gets a letter, and the next sentence starts there."""
+    lists = [p for p in reversed(q.parts(node)) if isinstance(p, q.Pick | q.Total)]
     said = []
-    for letter, pick in zip("ABCDEFG", picks, strict=False):
-        said.append(wording.query("let", letter=letter, np=wording.phrase(pick)))
-        wording.letters[pick] = letter
+    for letter, part in zip("ABCDEFG", lists, strict=False):
+        said.append(wording.query("let", letter=letter, np=wording.phrase(part)))
+        wording.letters[part] = letter
     return wording.world.voice.joint.join([*said, wording.question(node)])
 
 
@@ -105,7 +105,7 @@ def _answer(node: q.Node, value: int, world: Encyclopedia) -> tuple[str, tuple[s
     assert q.solve(node, world) == {value}, "the gold path and brute force disagree"
     kind = q.asked(node, world)
     if isinstance(kind, Relation):
-        return (str(value), ()) if isinstance(node, q.Calc) else world.voice.answer(kind, value)
+        return world.voice.answer(kind, value)
     return world.name(value), (world.alias(value),)
 
 

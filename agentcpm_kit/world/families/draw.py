@@ -4,6 +4,7 @@
 | --- | --- | --- | --- |
 | assist | two counts, one sum | a chain, then a mean or percentage | a whole list added up |
 | constraints(_zh) | a place and one trait | a place to be found first, two traits | two places, two traits |
+| | no condition can be left out | no condition can be left out | neither place can be left out |
 | reason | order of 3 | order of 4 | order of 5, and one hop more |
 | multihop | 2 hops | 3 hops | compare two, then hop on |
 | navigate | 2 clicks | 3 clicks | through a list |
@@ -13,6 +14,7 @@
 
 import random
 from collections.abc import Callable
+from datetime import date
 from itertools import permutations
 
 from ..encyclopedia.schema import RELATIONS, SHARES, Relation, lists_of, relations_of
@@ -124,7 +126,12 @@ def constraints(draw: Draw, level: int) -> q.Node:
         other = draw.rng.choice([r for r in relations_of(kind, "entity") if r != listed])
         conditions.append(q.Condition(other.key, "is", node=q.Alias(draw.facts.value(target, other))))
     traits = draw.rng.sample(relations_of(kind, "year", "date", "count", "category"), min(level, 2))
-    return q.Find(kind, tuple(conditions + [_trait(draw, target, r) for r in traits]))
+    find = q.Find(kind, tuple(conditions + [_trait(draw, target, r) for r in traits]))
+    for condition in conditions if level == 3 else find.conditions:
+        without = tuple(c for c in find.conditions if c != condition)
+        if len(q.solve(q.Find(kind, without), draw.world)) < 2:
+            raise Unlucky  # it would not be needed
+    return find
 
 
 def _way_to(draw: Draw, entity: int) -> q.Get:
@@ -147,7 +154,9 @@ def _trait(draw: Draw, entity: int, relation: Relation) -> q.Condition:
         above = draw.rng.random() < 0.5
         bound = value * 4 // 5 if above else value * 6 // 5 + 1
         return q.Condition(relation.key, "above" if above else "below", _round(bound, up=not above))
-    year = value if relation.kind == "year" else int(draw.world.voice.answer(relation, value)[1][0][:4])
+    year = value if relation.kind == "year" else date.fromordinal(value).year
+    if year // 10 % 10 == 0:
+        raise Unlucky  # "the 1900s" may be read as a century
     return q.Condition(relation.key, "within", year // 10 * 10)
 
 

@@ -52,8 +52,6 @@ class Wording:
             case q.Either(first, second, by, most):
                 return self.query("either", most=self._extreme(by, most), first=self.phrase(first),
                                   second=self.phrase(second), **self._names(node))
-            case q.Find():
-                return self.query("find", **self._find(node))
             case q.Total(listed, of, by):
                 each = self._noun(by, self.texts["queries"]["each"])
                 return self.query("total", among=self._among(listed, of), noun=each)

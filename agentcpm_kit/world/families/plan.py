@@ -1,4 +1,8 @@
-"""The gold tool path of a question: what to call, and what each result must contain for the next call to be possible."""
+"""The gold tool path of a question: what to call, and what each result must contain for the next call to be possible.
+
+A page that was read for one purpose is opened again for another: with context refinement on, the first reading showed
+what served its purpose only.
+"""
 
 from ..encyclopedia.schema import RELATIONS, Relation
 from ..encyclopedia.world import Encyclopedia

@@ -244,11 +244,11 @@ def explain(node: Node, world: Encyclopedia) -> str:
         case Alias(_):
             return f"{len(solve(node, world))} of {world.spec.entities} entities bears the alias {world.alias(node.entity)}"
         case Find(kind, conditions):
-            left, parts = frozenset(world.facts.ranges[kind]), [f"{len(world.facts.ranges[kind])} candidates of type {kind}"]
+            left, counts = frozenset(world.facts.ranges[kind]), [f"{len(world.facts.ranges[kind])} candidates of type {kind}"]
             for condition in conditions:
                 left &= meeting(world, kind, condition)
-                parts.append(f"{len(left)} left after {condition.relation} {condition.test}")
-            return ", ".join(parts)
+                counts.append(f"{len(left)} left after {condition.relation} {condition.test}")
+            return ", ".join(counts)
         case Puzzle(entities, clues, _):
             orders = sum(consistent(order, clues) for order in permutations(entities))
             return f"{orders} order of {len(entities)} agrees with all {len(clues)} clues"
@@ -258,8 +258,12 @@ def explain(node: Node, world: Encyclopedia) -> str:
         case Either(first, second, _, _) | Calc(_, first, second):
             return f"{explain(first, world)}; {explain(second, world)}"
         case Get(relation, of):
-            disputed = RELATIONS[relation].disputed and world.spec.conflicts
-            return explain(of, world) + ("; 1 of 3 sources is the newest entry of the register" if disputed else "")
+            if not (RELATIONS[relation].disputed and world.spec.conflicts):
+                return explain(of, world)
+            said = world.facts.statements(the(of, world), RELATIONS[relation])
+            register = [s.year for s in said if s.source == "register"]
+            return (f"{explain(of, world)}; {register.count(max(register))} of {len(said)} statements is the newest entry "
+                    "of the register")
         case Total(_, of, _):
             return explain(of, world)
     return "the address names one page"
