@@ -8,8 +8,8 @@
 | reason | order of 3 | order of 4 | order of 5, and one hop more |
 | multihop | 2 hops | 3 hops | compare two, then hop on |
 | navigate | 2 clicks | 3 clicks | through a list |
-| conflict | newest entry | and one hop | a false premise to correct |
-| deep | 4 steps, one list | 6 steps, two lists | 8 steps, three lists |
+| conflict | a count that sources dispute | an office that they dispute, and a hop | the same behind a false claim |
+| deep | one list on the way | two lists | three lists |
 """
 
 import random
