@@ -56,7 +56,7 @@ def _tools(source: str | None):
 
 
 def ask(question: str, model: Path | None, number: int, seed: int, tools: str | None = None) -> None:
-    """Play the episode and print it; the answer is checked where the question is one of the world's own.
+    """Play the episode and print it; in the atlas itself, the answer to one of the world's own questions is checked.
 
     `tools` is the URL, command or config file of MCP servers whose tools the agent gets instead of the atlas's.
 
@@ -75,7 +75,7 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
         trajectory = run_episodes([task], engine, factory, profile.limits, seed=seed)[0]
     print(f"model: {path.name}, {f'tools of {tools}' if tools else f'unseen world {number}'}")
     print_trajectory(trajectory)
-    known = next((t for t in example_tasks(number, 50) if t.question == question), None)
+    known = None if tools else next((t for t in example_tasks(number, 50) if t.question == question), None)
     if known and trajectory.answer is not None:
         print("correct" if gaia_match(trajectory.answer, known.answer) else f"wrong: the atlas says {known.answer}")
 

@@ -1,6 +1,7 @@
 """A user's mistake: one line, the nearest valid name, exit code 2, nothing written."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ def kit(*arguments, out=None):
     return subprocess.run(command, capture_output=True, text=True, cwd=repo_root(), env=environment, timeout=120)
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["run"], ["report"], ["ask"]])
+@pytest.mark.parametrize("command", [[], ["doctor"], ["run"], ["report"], ["ask"], ["serve-tools"]])
 def test_every_command_has_help(command):
     done = kit(*command, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout
@@ -33,6 +34,10 @@ def test_every_command_has_help(command):
     (["run", "--profile", "smoke", "--stages", "04", "-p", "epochs"], "name=value"),
     (["report", "--profile", "smoke"], "run"),
     (["ask", "What is Berlin?"], "Berlin"),
+    (["ask", "What is the home of Tamex?", "--tools", "http://127.0.0.1:9/mcp"], "is it running"),
+    (["serve-tools"], "--http"),
+    (["serve-tools", "--stdio", "--world", "pages=3"], "entities"),
+    (["serve-tools", "--stdio", "--faults", "serch.timeout=1"], "search"),
     (["ask"], "--examples")])
 def test_mistakes_are_one_line_and_write_nothing(arguments, hint, tmp_path):
     done = kit(*arguments, out=tmp_path / "results")
@@ -86,3 +91,8 @@ def test_ask_prints_a_transcript():
     # What the agent does is its own affair; the transcript shows the question, each turn and how it ended.
     assert question in transcript.stdout and "1." in transcript.stdout and "turns" in transcript.stdout
     assert transcript.stderr == ""
+    server = shlex.join([sys.executable, "-c", "from agentcpm_kit.cli import main; main()", "serve-tools", "--stdio", "--world",
+                         "edition=plain,entities=60"])
+    remote = kit("ask", question, "--tools", server)
+    assert remote.returncode == 0 and remote.stderr == ""
+    assert "tools of" in remote.stdout and "search(query=" in remote.stdout
