@@ -12,7 +12,8 @@ from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.scorers import is_right, score
 from agentcpm_kit.evaluate.shortcuts import closed_book, first_hit
 from agentcpm_kit.profile import Limits
-from agentcpm_kit.world import FAMILIES, Task, Tools, WorldSpec
+from agentcpm_kit.world import FAMILIES, Task, Tools, WorldSpec, load_family
+from agentcpm_kit.world import tasks as task_files
 from agentcpm_kit.world.families import build
 from agentcpm_kit.world.families import query as q
 from agentcpm_kit.world.families.draw import Draw, _trait, draw_query
@@ -26,7 +27,7 @@ def tools_of(task):
 
 @pytest.fixture(scope="module")
 def files():
-    return {(family, split): build.load_family(family, split) for family in FAMILIES for split in build.SIZES}
+    return {(family, split): load_family(family, split) for family in FAMILIES for split in build.SIZES}
 
 
 def test_files_are_what_the_seeds_give(files):
@@ -155,19 +156,19 @@ def test_arithmetic_by_hand(operation, a, b, result):
 
 
 def test_a_changed_task_file_is_refused(tmp_path, monkeypatch):
-    for file in build.data_folder().glob("reason-*"):
+    for file in task_files.data_folder().glob("reason-*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "README.md").write_text((build.data_folder() / "README.md").read_text())
-    monkeypatch.setattr(build, "data_folder", lambda: tmp_path)
-    assert build.load_family("reason", "test")
+    (tmp_path / "README.md").write_text((task_files.data_folder() / "README.md").read_text())
+    monkeypatch.setattr(task_files, "data_folder", lambda: tmp_path)
+    assert load_family("reason", "test")
     changed = (tmp_path / "reason-test.jsonl").read_text().replace("the", "teh", 1)
     (tmp_path / "reason-test.jsonl").write_text(changed)
     with pytest.raises(KitError, match="reason-test.jsonl is not the file"):
-        build.load_family("reason", "test")
+        load_family("reason", "test")
     with pytest.raises(KitError, match="reason-test"):
-        build.load_family("reson", "test")
+        load_family("reson", "test")
 
 
 def test_files_are_in_the_reference_format():
-    for line in (build.data_folder() / "assist-test.jsonl").read_text().splitlines():
+    for line in (task_files.data_folder() / "assist-test.jsonl").read_text().splitlines():
         assert {"task_id", "Question", "Final answer"} <= set(json.loads(line))

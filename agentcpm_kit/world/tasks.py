@@ -5,8 +5,13 @@ possible. The scripted oracle follows it. Files are in the reference's format (`
 answer``) with our fields beside.
 """
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from ..errors import KitError, unknown
+from ..profile import repo_root
 from .atlas import World, WorldSpec
 
 FAMILIES = {  # family -> the benchmark that it stands in for, the skill
@@ -73,3 +78,29 @@ class Task:
         fields = {names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         steps = tuple(GoldStep(**{**step, "evidence": tuple(step["evidence"])}) for step in fields.pop("steps"))
         return cls(**{**fields, "world": WorldSpec(**fields["world"]), "steps": steps})
+
+
+def data_folder() -> Path:
+    return repo_root() / "data" / "world"
+
+
+def _listed() -> dict[str, tuple[int, str]]:
+    """File -> (rows, SHA-256), from the table of the data README."""
+    rows = [line.strip("| ").split(" | ") for line in (data_folder() / "README.md").read_text().splitlines()
+            if line.startswith("| `") and ".jsonl" in line]
+    return {name.strip("`"): (int(count), digest.strip("` ")) for name, count, digest in rows}
+
+
+def load_family(family: str, split: str) -> list[Task]:
+    """The tasks of ``data/world/<family>-<split>.jsonl``.
+
+    Raises:
+        KitError: no such file, or its rows or SHA-256 are not those that the data README lists.
+    """
+    name = f"{family}-{split}.jsonl"
+    if name not in _listed():
+        raise unknown("task file", name, _listed())
+    data, (rows, digest) = (data_folder() / name).read_bytes(), _listed()[name]
+    if hashlib.sha256(data).hexdigest() != digest or len(data.splitlines()) != rows:
+        raise KitError(f"data/world/{name} is not the file that data/world/README.md lists; git checkout data/world")
+    return [Task.from_record(json.loads(line)) for line in data.splitlines()]

@@ -7,16 +7,14 @@ A task is drawn, worded, solved by brute force and given its gold path. The spli
 import hashlib
 import json
 import random
-from pathlib import Path
 
 from ...artefacts import write_checksums
 from ...errors import KitError, unknown
 from ...files import write_atomic
-from ...profile import repo_root
 from ..atlas import WorldSpec, world_seeds
 from ..encyclopedia.schema import RELATIONS, Relation
 from ..encyclopedia.world import Encyclopedia
-from ..tasks import FAMILIES, Task
+from ..tasks import FAMILIES, Task, data_folder
 from . import query as q
 from .draw import draw_query
 from .phrase import Wording
@@ -122,32 +120,6 @@ def make_family(family: str, split: str, worlds: int, per_level: int, entities: 
                 tasks.setdefault(task.question, task)
                 number += 1
     return list(tasks.values())
-
-
-def data_folder() -> Path:
-    return repo_root() / "data" / "world"
-
-
-def _listed() -> dict[str, tuple[int, str]]:
-    """File -> (rows, SHA-256), from the table of the data README."""
-    rows = [line.strip("| ").split(" | ") for line in (data_folder() / "README.md").read_text().splitlines()
-            if line.startswith("| `") and ".jsonl" in line]
-    return {name.strip("`"): (int(count), digest.strip("` ")) for name, count, digest in rows}
-
-
-def load_family(family: str, split: str) -> list[Task]:
-    """The tasks of ``data/world/<family>-<split>.jsonl``.
-
-    Raises:
-        KitError: no such file, or its rows or SHA-256 are not those that the data README lists.
-    """
-    name = f"{family}-{split}.jsonl"
-    if name not in _listed():
-        raise unknown("task file", name, _listed())
-    data, (rows, digest) = (data_folder() / name).read_bytes(), _listed()[name]
-    if hashlib.sha256(data).hexdigest() != digest or len(data.splitlines()) != rows:
-        raise KitError(f"data/world/{name} is not the file that data/world/README.md lists; git checkout data/world")
-    return [Task.from_record(json.loads(line)) for line in data.splitlines()]
 
 
 def main() -> None:
