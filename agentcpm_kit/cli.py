@@ -75,7 +75,7 @@ def report(profile: Profile = "micro", out: Out = None) -> None:
 
 
 @app.command()
-def ask(question: Annotated[str, typer.Argument(help='such as "What is the mayor of the home of Tamex?"')] = "",
+def ask(question: Annotated[str, typer.Argument(help='such as "Find the home of the mayor of Demoth."')] = "",
         model: Annotated[Path | None, typer.Option("--model", help="checkpoint (default: the best that is here)")] = None,
         world: Annotated[int, typer.Option("--world", help="number of the unseen world to ask about", min=0)] = 0,
         examples: Annotated[int, typer.Option("--examples", help="print so many questions to ask, and stop", min=0)] = 0,
@@ -98,7 +98,8 @@ def serve_tools(http: Annotated[int | None, typer.Option("--http", help="serve s
                                                          min=0, max=65535)] = None,
                 stdio: Annotated[bool, typer.Option("--stdio", help="serve a client that starts this command")] = False,
                 host: Annotated[str, typer.Option("--host", help="address to listen on, with --http")] = "127.0.0.1",
-                world: Annotated[str, typer.Option("--world", help="which world")] = "split=test,number=0,entities=300",
+                world: Annotated[str, typer.Option("--world", help="which world: split, number (or seed), entities, redundancy, "
+                                                 "language, conflicts, edition, as key=value,…")] = "split=test,number=0",
                 faults: Annotated[str, typer.Option("--faults", help="such as search.timeout=0.1,*.slow=0.05")] = "",
                 seed: Annotated[int, typer.Option("--seed", help="seed of the faults", min=0)] = 0,
                 verbose: Annotated[bool, typer.Option("--verbose", help="log requests to stderr")] = False) -> None:
@@ -106,7 +107,7 @@ def serve_tools(http: Annotated[int | None, typer.Option("--http", help="serve s
     from .world.mcp.server import serve
 
     if (http is None) != stdio:
-        raise KitError("serve-tools needs either --http PORT (such as 8765) or --stdio")
+        raise KitError(f"serve-tools needs either --http PORT (such as 8765) or --stdio{', not both' if stdio else ''}")
     raise typer.Exit(serve(world, faults, seed, host, http, verbose))
 
 
@@ -131,3 +132,7 @@ def main() -> None:
     except BrokenPipeError:  # `agentcpm-kit … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

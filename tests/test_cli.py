@@ -96,3 +96,12 @@ def test_ask_prints_a_transcript():
     remote = kit("ask", question, "--tools", server)
     assert remote.returncode == 0 and remote.stderr == ""
     assert "tools of" in remote.stdout and "search(query=" in remote.stdout
+
+
+def test_the_readme_asks_what_the_world_can_answer():
+    import re
+
+    from agentcpm_kit.ask import example_tasks
+
+    asked = set(re.findall(r'agentcpm-kit ask[^"]*"([^"]+)"', (repo_root() / "README.md").read_text()))
+    assert asked and asked <= {task.question for task in example_tasks(0, 50)}

@@ -30,8 +30,8 @@ def digest(world):
 
 
 @pytest.mark.parametrize("spec, expected", [
-    ("number=3", "4866bb077d5205dc"), ("number=3,language=zh", "868d5d1d36ea6f20"),
-    ("number=3,conflicts=true,redundancy=9", "dfa0ca64c4e21556")])
+    ("number=3", "3140e7177fe51eab"), ("number=3,language=zh", "44307a90010ebb68"),
+    ("number=3,conflicts=true,redundancy=9", "11d6c822885e83b5")])
 def test_same_seed_same_bytes(spec, expected):
     """Any change here changes every result: it must be deliberate."""
     assert digest(open_world(spec)) == expected
@@ -112,13 +112,13 @@ def test_the_alias_is_found_among_the_hits_at_any_redundancy(language, redundanc
         assert world.link(entity) in Tools(world).call("search", {"query": [world.alias(entity)]})
 
 
-def test_disputed_facts_have_three_sources_and_the_rule_finds_the_fact():
+def test_disputed_facts_have_several_sources_and_the_rule_finds_the_fact():
     calm, world = open_world("number=1"), open_world("number=1,conflicts=true")
     relation = RELATIONS["city.mayor"]
     for city in world.facts.ranges["city"]:
         said = world.facts.statements(city, relation)
         register = [s for s in said if s.source == "register"]
-        assert len(said) == 3 and len(register) == 2
+        assert 2 <= len(said) <= 5 and register
         assert max(register, key=lambda s: s.year).value == world.facts.value(city, relation)
         page = world.page(world.url(city)).text
         assert all(f"{s.year}" in page and world.link(s.value) in page for s in said)
@@ -178,6 +178,17 @@ def test_what_sources_say_is_possible():
                 founded = world.facts.value(e, f"{relation.subject}.founding year")
                 assert all(founded < s.year < 1960 for s in said)
                 assert [s.value for s in said].count(world.facts.value(e, relation)) == 1
+
+
+def test_no_place_among_the_sources_is_always_right():
+    world, places = open_world("conflicts=true"), {"newest": [], "oldest": [], "second newest": [], "first told": []}
+    for relation in (r for r in RELATIONS.values() if r.disputed):
+        for e in world.facts.ranges[relation.subject]:
+            said, truth = world.facts.statements(e, relation), world.facts.value(e, relation)
+            by_year = sorted(said, key=lambda s: -s.year)
+            for name, guess in zip(places, (by_year[0], by_year[-1], by_year[1], said[0]), strict=True):
+                places[name].append(guess.value == truth)
+    assert all(sum(right) / len(right) < 0.65 for right in places.values()), {k: sum(v) / len(v) for k, v in places.items()}
 
 
 def test_too_small_a_world_is_refused():

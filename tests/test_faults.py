@@ -53,7 +53,7 @@ def test_trying_again_may_succeed():
 
 @pytest.mark.parametrize("text, message", [
     ("serch.timeout=0.1", "did you mean 'search'"), ("search.timeot=0.1", "did you mean 'timeout'"),
-    ("search=0.1", "kind of fault"), ("search.timeout=x", "tool.kind=share"), ("search.timeout=-1", "negative"),
+    ("search=0.1", "tool.kind=share"), ("search.timeout=x", "tool.kind=share"), ("search.timeout=-1", "negative"),
     ("search.timeout=0.7,search.empty=0.7", "more than 1")])
 def test_a_plan_that_cannot_be_is_refused_by_name(text, message):
     with pytest.raises(KitError, match=message):

@@ -83,8 +83,16 @@ def test_a_task_survives_its_file():
     assert Task.from_record({k: v for k, v in record.items() if k not in ("alias", "path", "relations")}).steps == task.steps
 
 
-@pytest.mark.parametrize("text, message", [("pages=3", "entities"), ("entities=x", "a number"), ("split=tset", "test"),
+def test_a_spec_survives_its_text():
+    for text in ("", "edition=plain", "seed=1000003, language=zh", "conflicts=True,redundancy=0,number=7"):
+        spec = WorldSpec.parse(text)
+        assert WorldSpec.parse(str(spec)) == spec
+    assert WorldSpec.parse("edition=plain") == make_world(2_000_000).spec
+
+
+@pytest.mark.parametrize("text, message", [("pages=3", "entities"), ("entities=x", "a whole number"), ("split=tset", "test"),
                                            ("language=de", "language"), ("conflicts=1", "true or false"),
+                                           ("entities=-1", "a whole number"),
                                            ("number=1000000", "up to number"), ("edition=plain,language=zh", "in English")])
 def test_a_world_that_cannot_be_is_refused_by_name(text, message):
     with pytest.raises(KitError, match=message):
@@ -93,5 +101,5 @@ def test_a_world_that_cannot_be_is_refused_by_name(text, message):
 
 @pytest.mark.parametrize("count", [7, 161])
 def test_impossible_worlds_are_refused(count):
-    with pytest.raises(ValueError):
+    with pytest.raises(KitError, match="8 to 160"):
         make_world(0, count)

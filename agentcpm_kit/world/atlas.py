@@ -74,24 +74,35 @@ class WorldSpec:
     def split(self) -> str:
         return next(name for name, start in SPLITS.items() if start <= self.seed < start + SPLIT_SIZE)
 
+    def __str__(self) -> str:
+        parts = {"split": self.split, "number": self.seed - SPLITS[self.split]}
+        parts |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seed"}
+        return ",".join(f"{key}={str(value).lower()}" for key, value in parts.items())
+
     def open(self) -> World:
         return open_world(self)
 
     @classmethod
     def parse(cls, text: str) -> "WorldSpec":
-        """`"split=test,number=3,entities=1000,language=zh"` as a spec of the encyclopedia; all parts are optional.
+        """`"split=test,number=3,entities=1000,language=zh"` as a spec; all parts are optional.
+
+        Without more, it is the encyclopedia in the size and redundancy of the task files. `seed` may stand in place of
+        `split` and `number`. `str(spec)` gives such a text back.
 
         Raises:
             KitError: an unknown key or a value that cannot be.
         """
-        given = dict(part.partition("=")[::2] for part in text.split(",") if part)
-        kinds = {f.name: f.type for f in fields(cls) if f.name != "seed"} | {"split": str, "number": int}
-        values: dict = {"entities": 300, "edition": "encyclopedia", "split": "test", "number": 0}
+        given = dict([side.strip() for side in part.partition("=")[::2]] for part in text.split(",") if part.strip())
+        kinds = {f.name: f.type for f in fields(cls)} | {"split": str, "number": int}
+        sizes = {"entities": 60, "redundancy": 2} if given.get("edition") == "plain" else {"entities": 300, "redundancy": 4}
+        values: dict = {**sizes, "edition": "encyclopedia", "split": "test", "number": 0}
         for key, value in given.items():
             if key not in kinds:
                 raise unknown("key of a world", key, kinds)
             values[key] = _read(key, value, kinds[key])
         number, split = values.pop("number"), values.pop("split")
+        if "seed" in values:
+            return cls(**values)
         if number >= SPLIT_SIZE:
             raise KitError(f"a split has worlds up to number {SPLIT_SIZE - 1}, not {number}")
         return cls(seed=world_seeds(split, number + 1)[number], **values)
@@ -100,10 +111,10 @@ class WorldSpec:
 def _read(key: str, text: str, kind: type):
     if kind is int and text.isdecimal():
         return int(text)
-    if kind is bool and text in ("true", "false"):
-        return text == "true"
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if kind in (int, bool):
-        raise KitError(f"{key} of a world is {'a number' if kind is int else 'true or false'}, not {text!r}")
+        raise KitError(f"{key} of a world is {'a whole number' if kind is int else 'true or false'}, not {text!r}")
     return text
 
 

@@ -55,9 +55,9 @@ class FaultPlan:
         rates: dict[str, dict[str, float]] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, share = part.partition("=")
-            tool, _, kind = name.partition(".")
+            tool, dot, kind = name.partition(".")
             try:
-                value = float(share)
+                value = float(share if dot else "")
             except ValueError:
                 raise KitError(f"faults are tool.kind=share, not {part!r}") from None
             for each in TOOLS if tool == "*" else (tool,):

@@ -29,8 +29,9 @@ def _schema(name: str, description: str, properties: dict, required: list[str] |
 SCHEMAS = {
     "search": _schema("search", "Search the atlas. Returns titles, urls and snippets.", {"query": STRINGS}),
     "fetch_url": _schema("fetch_url", "Read pages of the atlas.", {"url": STRINGS, "purpose": {"type": "string"}}),
-    "PythonInterpreter": _schema("PythonInterpreter", "Run Python code and read what it prints. The code is the argument "
-                                 "`code`, or follows the JSON in <code> tags.", {"code": {"type": "string"}}, required=[]),
+    "PythonInterpreter": _schema(
+        "PythonInterpreter", "Run Python code and read what it prints. Standard library only; nothing is kept between calls. "
+        "The code is the argument `code`, or follows the JSON in <code> tags.", {"code": {"type": "string"}}, required=[]),
 }
 
 

@@ -20,6 +20,7 @@ DAY0 = datetime.date(1700, 1, 1).toordinal()
 CATEGORIES = 12  # entries of every list of categories
 FOUNDING_AGE = (22, 51)
 SOURCES_FROM, SOURCES_SPAN = 1911, 15  # years: office holders, born from 1850 to 1889, are grown up and alive
+SOURCE_COUNTS = ((1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3))  # entries of the register, other sources
 INSIDE = {"country.capital": "city.country", "river.mouth": "city.river"}  # one of the cities that lead to it
 SOURCES = ("register", "directory", "rumour")  # most trusted first
 
@@ -114,18 +115,20 @@ class Facts:
         return ordered[bounds[at]: bounds[at + 1]].tolist()
 
     def statements(self, entity: int, relation: Relation) -> list[Statement]:
-        """What the sources say of a disputed fact: an old and a new entry of the register, a newer rumour.
+        """What the sources say of a disputed fact: entries of the register, directories and rumours, of any age.
 
-        The rule: what is more trusted outranks, and among equals what is newer. The fact itself is what it gives.
+        The rule: what is more trusted outranks, and among equals what is newer. The fact itself is what it gives. How
+        many there are, and whether the newest is to be trusted, differs: no place in the row of years is always right.
         """
         rng = random.Random(f"statements {self.spec.seed} {self.spec.entities} {entity} {relation.key}")
         founded = self.value(entity, f"{relation.subject}.founding year")
         first = max(SOURCES_FROM, founded + 1)  # nothing is said of a company before it is founded
-        old, new, talk = sorted(rng.sample(range(first, first + SOURCES_SPAN), 3))
-        truth = self.value(entity, relation)
-        said = [Statement(truth, new, "register"), Statement(self._another(rng, relation, truth), old, "register"),
-                Statement(self._another(rng, relation, truth), talk, rng.choice(("directory", "rumour")))]
-        return rng.sample(said, 3)
+        entries, talk = rng.choice(SOURCE_COUNTS)
+        sources = ["register"] * entries + [rng.choice(("directory", "rumour")) for _ in range(talk)]
+        years = rng.sample(range(first, first + SOURCES_SPAN), len(sources))
+        newest, truth = max(years[:entries]), self.value(entity, relation)
+        return [Statement(truth if (source, year) == ("register", newest) else self._another(rng, relation, truth), year, source)
+                for source, year in rng.sample(list(zip(sources, years, strict=True)), len(sources))]
 
     def _another(self, rng: random.Random, relation: Relation, truth: int) -> int:
         """A wrong object of the kind that could be right: another person, another entity's count."""

@@ -25,6 +25,7 @@ ENTITIES, REDUNDANCY = 300, 4
 SIZES = {"train": (10, 5), "validation": (5, 4), "test": (10, 5)}  # worlds, and tasks per world and level
 TOOLS = {"navigate": ("fetch_url",), "assist": ("search", "fetch_url", "PythonInterpreter"),
          "reason": ("search", "fetch_url", "PythonInterpreter")}
+TRUE_CLAIMS = 1 / 3  # of the claims in level 3 of `conflict`
 CONTENT = """| file | tasks | sha256 |\n| --- | --- | --- |\n"""
 
 
@@ -83,12 +84,16 @@ def _in_steps(node: q.Node, wording: Wording) -> str:
 
 
 def _premise(node: q.Get, question: str, wording: Wording) -> str | None:
-    """The question behind a claim that the register contradicts; None where believing it would give the same answer."""
+    """The question behind a claim that the register contradicts, or confirms one time in three.
+
+    None where believing a wrong claim would give the same answer.
+    """
     world, office = wording.world, node.of
     entity, relation = office.of.entity, RELATIONS[office.relation]
     truth = q.the(office, world)
-    claimed = next(s.value for s in world.facts.statements(entity, relation) if s.value != truth)
-    if world.facts.value(claimed, node.relation) in q.solve(node, world):
+    wrong = next(s.value for s in world.facts.statements(entity, relation) if s.value != truth)
+    claimed = truth if wording.rng.random() < TRUE_CLAIMS else wrong
+    if claimed != truth and world.facts.value(claimed, node.relation) in q.solve(node, world):
         return None
     claim = world.voice.sentence(relation, entity, world.alias(entity), world.name(claimed))
     return wording.query("premise", claim=claim, question=question)

@@ -227,8 +227,14 @@ def draw_query(family: str, level: int, world: Encyclopedia, rng: random.Random)
             node = FAMILIES[family](Draw(world, rng), level)
         except Unlucky:
             continue
-        if len(q.solve(node, world)) == 1 and not _circular(node, world):
+        if len(q.solve(node, world)) == 1 and not _circular(node, world) and not _odd(node):
             return node
+
+
+def _odd(node: q.Node) -> bool:
+    """Whether common sense would answer otherwise: who heads a company or a school is taken to be employed there."""
+    return any(isinstance(part, q.Get) and part.relation == "person.employer" and isinstance(part.of, q.Get)
+               and part.of.relation in ("company.chief executive", "company.founder", "school.rector") for part in q.parts(node))
 
 
 def _circular(node: q.Node, world: Encyclopedia) -> bool:

@@ -116,7 +116,7 @@ def serve(world: str, faults: str, seed: int, host: str, port: int | None, verbo
     _set_up_logs(verbose)
     opened = spec.open()
     opened.search("", 1), opened.urls  # builds the index now: a large world takes a while, and no client should wait for it
-    desk, what = Desk(opened, plan, seed), f"world {world}; faults {faults or 'none'}, seed {seed}"
+    desk, what = Desk(opened, plan, seed), f"world {spec}; faults {faults or 'none'}, seed {seed}"
     if listener:
         return _serve_http(desk, listener, what, verbose)
     return _serve_stdio(desk, what)

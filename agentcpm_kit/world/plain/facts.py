@@ -8,6 +8,8 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ...errors import KitError
+
 # subject type -> relation -> object type. Every relation has exactly one object, so every chain has one answer.
 RELATIONS: dict[str, dict[str, str]] = {
     "person": {"birthplace": "city", "home": "city", "mentor": "person", "rival": "person", "employer": "company",
@@ -53,10 +55,10 @@ def draw_entities(rng: random.Random, count: int) -> list[Entity]:
     """`count` entities with distinct names and aliases; at least two of each type, so every relation has an object.
 
     Raises:
-        ValueError: fewer than 8 entities, or more than the pool has names for (an alias needs one too).
+        KitError: fewer than 8 entities, or more than the pool has names for (an alias needs one too).
     """
     if not 8 <= count <= NAME_POOL // 2:
-        raise ValueError(f"a world has 8 to {NAME_POOL // 2} entities, not {count}")
+        raise KitError(f"a plain world has 8 to {NAME_POOL // 2} entities, not {count}")
     names = rng.sample(name_pool(), 2 * count)
     types = [t for t in SHARES for _ in range(2)]
     types += rng.choices(list(SHARES), weights=list(SHARES.values()), k=count - len(types))
