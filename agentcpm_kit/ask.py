@@ -6,7 +6,7 @@ from pathlib import Path
 from .agent.engines import TransformersEngine, load_model
 from .agent.episode import run_episodes, world_tools
 from .errors import KitError
-from .evaluate.scorers import gaia_match
+from .evaluate.scorers import is_right
 from .profile import load_profile, repo_root, set_seed
 from .report.view import print_trajectory
 from .stage import stage_folder
@@ -77,7 +77,7 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
     print_trajectory(trajectory)
     known = None if tools else next((t for t in example_tasks(number, 50) if t.question == question), None)
     if known and trajectory.answer is not None:
-        print("correct" if gaia_match(trajectory.answer, known.answer) else f"wrong: the atlas says {known.answer}")
+        print("correct" if is_right(trajectory.answer, known) else f"wrong: the atlas says {known.answer}")
 
 
 def _refuse_unknown_words(question: str, tokenizer) -> None:

@@ -54,13 +54,18 @@ def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: 
         # The position keeps the rollouts of one question apart.
         names = [f"{seed}/{run}/{start + i}/{task.task_id}" for i, task in enumerate(chunk)]
         toolsets = [tools(t, n) for t, n in zip(chunk, names, strict=True)]
-        for toolset in toolsets:
-            renderers.setdefault(json.dumps(toolset.schemas), Renderer(engine.tokenizer, toolset.schemas))
-        episodes = [Episode(t, toolset, renderers[json.dumps(toolset.schemas)], limits, context or ContextPolicy(), run)
-                    for t, toolset in zip(chunk, toolsets, strict=True)]
+        episodes = [Episode(t, toolset, _renderer(renderers, engine.tokenizer, toolset.schemas), limits,
+                            context or ContextPolicy(), run) for t, toolset in zip(chunk, toolsets, strict=True)]
         _play(episodes, engine, names, on_end)
         done += [episode.trajectory for episode in episodes]
     return done
+
+
+def _renderer(made: dict[str, Renderer], tokenizer, schemas: list[dict]) -> Renderer:
+    key = json.dumps(schemas)
+    if key not in made:
+        made[key] = Renderer(tokenizer, schemas)
+    return made[key]
 
 
 def _play(episodes: list["Episode"], engine: Engine, names: list[str], on_end: OnEnd | None) -> None:

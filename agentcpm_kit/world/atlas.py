@@ -15,6 +15,7 @@ from ..errors import KitError, unknown
 # "pretrain" feeds the recipe of micro-base and nothing else.
 SPLITS = {"train": 0, "validation": 1_000_000, "test": 2_000_000, "pretrain": 3_000_000}
 SPLIT_SIZE = 1_000_000
+ENTITIES, REDUNDANCY = 300, 4  # of the encyclopedia, unless told otherwise; so are the worlds of data/world
 EDITIONS, LANGUAGES = ("plain", "encyclopedia"), ("en", "zh")
 
 
@@ -94,7 +95,7 @@ class WorldSpec:
         """
         given = dict([side.strip() for side in part.partition("=")[::2]] for part in text.split(",") if part.strip())
         kinds = {f.name: f.type for f in fields(cls)} | {"split": str, "number": int}
-        sizes = {"entities": 60, "redundancy": 2} if given.get("edition") == "plain" else {"entities": 300, "redundancy": 4}
+        sizes = {} if given.get("edition") == "plain" else {"entities": ENTITIES, "redundancy": REDUNDANCY}
         values: dict = {**sizes, "edition": "encyclopedia", "split": "test", "number": 0}
         for key, value in given.items():
             if key not in kinds:

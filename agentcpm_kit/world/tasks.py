@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import KitError, unknown
 from ..profile import repo_root
 from .atlas import World, WorldSpec
+from .tools import WORLD_TOOLS
 
 FAMILIES = {  # family -> the benchmark that it stands in for, the skill
     "assist": ("GAIA-text", "mixed steps, some arithmetic with the code tool"),
@@ -47,7 +48,7 @@ class Task:
     level: int
     world: WorldSpec
     aliases: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ("search", "fetch_url")
+    tools: tuple[str, ...] = WORLD_TOOLS
     steps: tuple[GoldStep, ...] = ()
     conclusion: str = ""
     why_unique: str = ""
@@ -73,9 +74,8 @@ class Task:
 
     @classmethod
     def from_record(cls, record: dict) -> "Task":
-        fields = dict(record)
-        names = {"task_id": "task_id", "Question": "question", "Final answer": "answer"}
-        fields = {names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        names = {"Question": "question", "Final answer": "answer"}
+        fields = {names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in record.items()}
         steps = tuple(GoldStep(**{**step, "evidence": tuple(step["evidence"])}) for step in fields.pop("steps"))
         return cls(**{**fields, "world": WorldSpec(**fields["world"]), "steps": steps})
 
@@ -97,10 +97,10 @@ def load_family(family: str, split: str) -> list[Task]:
     Raises:
         KitError: no such file, or its rows or SHA-256 are not those that the data README lists.
     """
-    name = f"{family}-{split}.jsonl"
-    if name not in _listed():
-        raise unknown("task file", name, _listed())
-    data, (rows, digest) = (data_folder() / name).read_bytes(), _listed()[name]
+    name, listed = f"{family}-{split}.jsonl", _listed()
+    if name not in listed:
+        raise unknown("task file", name, listed)
+    data, (rows, digest) = (data_folder() / name).read_bytes(), listed[name]
     if hashlib.sha256(data).hexdigest() != digest or len(data.splitlines()) != rows:
         raise KitError(f"data/world/{name} is not the file that data/world/README.md lists; git checkout data/world")
     return [Task.from_record(json.loads(line)) for line in data.splitlines()]

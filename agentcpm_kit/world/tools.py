@@ -2,8 +2,8 @@
 
 A fault is raised as `ToolFault` (see `faults`). The caller's own mistakes are the caller's to notice: an unknown page is
 an ordinary answer, wrong arguments are a `ValueError` that the loop tells the model. As in the reference, a bare string is
-taken for a list of one, and a missing purpose is let pass. Any object with
-`schemas` and `call` can take the place of `Tools`; `mcp.RemoteTools` puts an MCP server there.
+taken for a list of one, and a missing purpose is let pass. Any object with `schemas` and `call` can take the place of
+`Tools`; `mcp.RemoteTools` puts an MCP server there.
 """
 
 import json

@@ -16,7 +16,6 @@ from ...errors import KitError
 from ..atlas import WorldSpec
 from .schema import MINIMUM, RELATIONS, SHARES, Relation
 
-DAY0 = datetime.date(1700, 1, 1).toordinal()
 CATEGORIES = 12  # entries of every list of categories
 FOUNDING_AGE = (22, 51)
 SOURCES_FROM, SOURCES_SPAN = 1911, 15  # years: office holders, born from 1850 to 1889, are grown up and alive
@@ -35,7 +34,7 @@ class Statement:
 
 
 class Facts:
-    """`column(key)` holds the object of every entity of the relation's subject type: a number, year, day or count."""
+    """What is true: `column` gives the objects of a relation, `subjects` the way back."""
 
     def __init__(self, spec: WorldSpec):
         if spec.entities < MINIMUM:
@@ -44,8 +43,14 @@ class Facts:
         self.ranges = _ranges(spec.entities)
         self.starts = {kind: r.start for kind, r in self.ranges.items()}
         self.columns: dict[str, np.ndarray] = {}
-        for relation in RELATIONS.values():
-            self.columns[relation.key] = self._draw(relation)
+        for key in RELATIONS:
+            self.column(key)
+
+    def column(self, key: str) -> np.ndarray:
+        """Object of every entity of the relation's subject type. Drawn when first needed: some relations follow others."""
+        if key not in self.columns:
+            self.columns[key] = self._draw(RELATIONS[key])
+        return self.columns[key]
 
     def kind(self, entity: int) -> str:
         return next(kind for kind, r in self.ranges.items() if entity in r)
@@ -66,17 +71,13 @@ class Facts:
             first, last = (datetime.date(year, 1, 1).toordinal() for year in (relation.low, relation.high + 1))
             return _integers(stream, first, last, count)
         if relation.follows:
-            born = self.columns["person.birth date"][self._column_of(relation.follows, relation.subject) - self.starts["person"]]
+            people = self.column(f"{relation.subject}.{relation.follows}") - self.starts["person"]
+            born = self.column("person.birth date")[people]
             years = np.array([datetime.date.fromordinal(int(day)).year for day in born], dtype=np.int64)
             return years + _integers(stream, *FOUNDING_AGE, count)
         if relation.kind == "year":
             return _integers(stream, relation.low, relation.high + 1, count)
         return _log_uniform(stream, relation.low, relation.high, count)
-
-    def _column_of(self, name: str, subject: str) -> np.ndarray:
-        """The column of a relation, drawn now if it was not yet."""
-        key = f"{subject}.{name}"
-        return self.columns[key] if key in self.columns else self._draw(RELATIONS[key])
 
     def _others(self, stream, relation: Relation, count: int) -> np.ndarray:
         """Objects at random; nothing is related to itself."""
@@ -89,7 +90,7 @@ class Facts:
 
     def _inside(self, stream, relation: Relation) -> np.ndarray:
         """A city of the country itself, or on the river itself; where there is none, any city."""
-        owner, cities = self.columns[INSIDE[relation.key]], self.ranges["city"]
+        owner, cities = self.column(INSIDE[relation.key]), self.ranges["city"]
         order = stream.permutation(len(owner))
         chosen = _integers(stream, cities.start, cities.stop, len(self.ranges[relation.subject]))
         chosen[owner[order] - self.starts[relation.subject]] = cities.start + order

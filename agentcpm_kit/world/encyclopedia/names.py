@@ -4,6 +4,7 @@ A stem is a number written in syllables. Splits use disjoint residues of that nu
 ever been seen in training. Relatives share a stem (four persons a family name, two towns a stem): look-alikes.
 """
 
+import math
 import random
 from functools import cached_property
 
@@ -29,14 +30,14 @@ class Names:
     def _digits(self, needed: int) -> list[list[str]]:
         digits, inner = list(self.parts["stem"]), self.parts["inner"]
         middle = self.parts["inner_at"]
-        while _product(digits) // len(SPLITS) < needed:
+        while math.prod(map(len, digits)) // len(SPLITS) < needed:
             digits[middle:middle] = inner
         return digits
 
     @cached_property
     def space(self) -> int:
         """Stems that one split may use."""
-        return _product(self.digits) // len(SPLITS)
+        return math.prod(map(len, self.digits)) // len(SPLITS)
 
     def stem(self, number: int) -> str:
         """Stem of a number below `space`; another number gives another stem."""
@@ -62,10 +63,3 @@ class Names:
         """The other name of an entity, of a stem that is used for nothing else."""
         forms = self.parts["aliases"][kind]
         return forms[number % len(forms)].format(stem=self.stem(self.size + number).capitalize())
-
-
-def _product(lists: list[list[str]]) -> int:
-    size = 1
-    for options in lists:
-        size *= len(options)
-    return size

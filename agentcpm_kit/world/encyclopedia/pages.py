@@ -47,27 +47,26 @@ class PageWriter:
         return capital(forms[entity % len(forms)].format(s=f"**{self.world.name(entity)}**", alias=self.world.alias(entity)))
 
     def _sections(self, entity: int, kind: str, evidence: dict) -> list[str]:
-        blocks, disputed = [], []
+        blocks = []
         for heading, relations in self.told[kind].items():
-            plain = [r for r in relations if not (r.disputed and self.world.spec.conflicts)]
+            plain = [r for r in relations if not self.world.disputes(r)]
             for relation in plain:
                 evidence[relation.name] = self.statement(entity, relation)
             if plain:
                 blocks.append(f"## {heading}\n" + self.voice.joint.join(evidence[r.name] for r in plain))
-        if self.world.spec.conflicts:
-            disputed = [line for r in relations_of(kind) if r.disputed for line in self._sources(entity, r, evidence)]
+        disputed = [line for r in relations_of(kind) if self.world.disputes(r) for line in self._sources(entity, r, evidence)]
         if disputed:
             blocks.append(f"## {self.voice.texts['headings']['disputed']}\n" + "\n".join(disputed))
         return blocks
 
     def _sources(self, entity: int, relation: Relation, evidence: dict) -> list[str]:
         """What each source says, a line each; the evidence is the line that the rule trusts."""
-        lines = []
+        lines, trusted = [], self.facts.trusted(entity, relation)
         for said in self.facts.statements(entity, relation):
             forms = self.voice.texts["statements"][said.source]
             line = forms[said.year % len(forms)].format(year=said.year, sentence=self.statement(entity, relation, said.value))
             lines.append(line)
-            if said == self.facts.trusted(entity, relation):
+            if said == trusted:
                 evidence[relation.name] = line
         return lines
 
@@ -78,7 +77,7 @@ class PageWriter:
         return self.voice.sentence(relation, entity, self.world.name(entity), shown)
 
     def _table(self, entity: int, kind: str, evidence: dict) -> str:
-        relations = [r for r in self.tabled[kind] if not (r.disputed and self.world.spec.conflicts)]
+        relations = [r for r in self.tabled[kind] if not self.world.disputes(r)]
         for relation in relations:
             evidence[relation.name] = self.voice.row(relation, self.facts.value(entity, relation))
         heads = self.voice.texts["headings"]
@@ -111,7 +110,7 @@ class PageWriter:
             lines.append(texts["confusion"].format(s=world.name(entity), o=world.link(other), alias=world.alias(other)))
         kind = self.facts.kind(other)
         for relation in rng.sample(relations_of(kind), PARAGRAPH - len(lines)):
-            if relation.disputed and world.spec.conflicts:
+            if world.disputes(relation):
                 lines.append(rng.choice(self._sources(other, relation, {})))
             else:
                 lines.append(rng.choice(texts["redundant"]).format(sentence=self.statement(other, relation)))

@@ -13,6 +13,7 @@ from ..index import Index
 from .facts import facts_of
 from .names import Names
 from .pages import PageWriter
+from .schema import Relation
 from .voice import voice
 
 PREFIX = "atlas/"
@@ -30,6 +31,10 @@ class Encyclopedia:
         self.names = Names(spec, self.facts.starts, spec.entities, self.voice.texts)
         self.writer = PageWriter(self)
         self.read = lru_cache(maxsize=512)(self.writer.write)
+
+    def disputes(self, relation: Relation) -> bool:
+        """Whether sources contradict each other about a relation here."""
+        return relation.disputed and self.spec.conflicts
 
     def name(self, entity: int) -> str:
         return self.names.name(self.facts.kind(entity), entity)

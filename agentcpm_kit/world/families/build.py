@@ -11,20 +11,20 @@ import random
 from ...artefacts import write_checksums
 from ...errors import KitError, unknown
 from ...files import write_atomic
-from ..atlas import WorldSpec, world_seeds
+from ..atlas import ENTITIES, REDUNDANCY, WorldSpec, world_seeds
 from ..encyclopedia.schema import RELATIONS, Relation
 from ..encyclopedia.world import Encyclopedia
+from ..faults import TOOLS
 from ..tasks import FAMILIES, Task, data_folder
+from ..tools import WORLD_TOOLS
 from . import query as q
 from .draw import draw_query
 from .phrase import Wording
 from .plan import Plan
 
 LEVELS = (1, 2, 3)
-ENTITIES, REDUNDANCY = 300, 4
 SIZES = {"train": (10, 5), "validation": (5, 4), "test": (10, 5)}  # worlds, and tasks per world and level
-TOOLS = {"navigate": ("fetch_url",), "assist": ("search", "fetch_url", "PythonInterpreter"),
-         "reason": ("search", "fetch_url", "PythonInterpreter")}
+OFFERED = {"navigate": ("fetch_url",), "assist": TOOLS, "reason": TOOLS}
 TRUE_CLAIMS = 1 / 3  # of the claims in level 3 of `conflict`
 CONTENT = """| file | tasks | sha256 |\n| --- | --- | --- |\n"""
 
@@ -54,7 +54,7 @@ def make_task(family: str, level: int, spec: WorldSpec, number: int) -> Task:
     answer, aliases = _answer(node, plan.reach(node), world)
     conclusion = world.voice.texts["queries"]["thoughts"]["answer"].format(value=answer)
     return Task(f"{family}-{level}-{spec.seed}-{number}", question, answer, family, level, spec, aliases,
-                TOOLS.get(family, ("search", "fetch_url")), tuple(plan.steps), conclusion, q.explain(node, world))
+                OFFERED.get(family, WORLD_TOOLS), tuple(plan.steps), conclusion, q.explain(node, world))
 
 
 def _question(family: str, level: int, node: q.Node, wording: Wording) -> str | None:

@@ -8,14 +8,13 @@
 | reason | order of 3 | order of 4 | order of 5, and one hop more |
 | multihop | 2 hops | 3 hops | compare two, then hop on |
 | navigate | 2 clicks | 3 clicks | through a list |
-| conflict | a count that sources dispute | an office that they dispute, and a hop | the same behind a false claim |
+| conflict | a count that sources dispute | an office that they dispute, and a hop | the same behind a claim that may be false |
 | deep | one list on the way | two lists | three lists |
 """
 
 import random
 from collections.abc import Callable
 from datetime import date
-from itertools import permutations
 
 from ..encyclopedia.schema import RELATIONS, SHARES, Relation, lists_of, relations_of
 from ..encyclopedia.world import Encyclopedia
@@ -43,7 +42,7 @@ class Draw:
 
     def relation(self, kind: str, *kinds: str) -> Relation:
         """A relation of a type; what sources dispute is asked for in `conflict` alone."""
-        return self.rng.choice([r for r in relations_of(kind, *kinds) if not (r.disputed and self.world.spec.conflicts)])
+        return self.rng.choice([r for r in relations_of(kind, *kinds) if not self.world.disputes(r)])
 
     def hop(self, node: q.Node) -> q.Get:
         return q.Get(self.relation(q.asked(node, self.world), "entity").key, node)
@@ -176,18 +175,15 @@ def reason(draw: Draw, level: int) -> q.Node:
              if q.AGREES[name](i + 1, 0, len(order))]
     draw.rng.shuffle(pool)
     names = tuple(draw.rng.sample(order, len(order)))
-    clues: list[q.Clue] = []
+    clues: tuple[q.Clue, ...] = ()
+    left = q.orders(names, clues)
     for clue in pool:  # only those that rule something out
-        if _orders(names, (*clues, clue)) < _orders(names, tuple(clues)):
-            clues.append(clue)
-    if _orders(names, tuple(clues)) != 1:
+        if (fewer := q.orders(names, (*clues, clue))) < left:
+            clues, left = (*clues, clue), fewer
+    if left != 1:
         raise Unlucky
-    puzzle = q.Puzzle(names, tuple(clues), place)
+    puzzle = q.Puzzle(names, clues, place)
     return draw.end(draw.hop(puzzle) if level == 3 else puzzle)
-
-
-def _orders(names: tuple[int, ...], clues: tuple[q.Clue, ...]) -> int:
-    return sum(q.consistent(order, clues) for order in permutations(names))
 
 
 def navigate(draw: Draw, level: int) -> q.Node:

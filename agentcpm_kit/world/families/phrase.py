@@ -7,6 +7,7 @@ dozen ways and its wording gives nothing away.
 import random
 
 from ..encyclopedia.schema import RELATIONS, Relation
+from ..encyclopedia.voice import capital
 from ..encyclopedia.world import Encyclopedia
 from . import query as q
 
@@ -96,4 +97,4 @@ class Wording:
         for clue in puzzle.clues:
             form = self.texts["queries"]["clues"][clue.kind]
             lines.append(form.format(first=names[clue.first], second=names.get(clue.second, "")))
-        return self.world.voice.joint.join(line[:1].upper() + line[1:] for line in lines)
+        return self.world.voice.joint.join(map(capital, lines))

@@ -19,14 +19,14 @@ class Plan:
     def __init__(self, world: Encyclopedia, wording: Wording):
         self.world, self.wording, self.voice = world, wording, world.voice
         self.steps: list[GoldStep] = []
-        self.thought = ""
+        self.said = self.voice.texts["queries"]["thoughts"]
 
     def reach(self, node: q.Node) -> int:
         """Append the steps that find a node's value; the value."""
         match node:
             case q.Alias(entity):
                 alias, link = self.world.alias(entity), self.world.link(entity)
-                self._step("search", {"query": [alias]}, (link, alias), alias)
+                self._step("search", {"query": [alias]}, (link, alias), self._seek(alias))
                 return entity
             case q.Address(entity):
                 return entity
@@ -49,18 +49,19 @@ class Plan:
                 return self._compute(f"print({q.CODE[operation].format(a=a, b=b)})", q.OPERATIONS[operation](a, b))
         return self._arrange(node)
 
-    def _step(self, tool: str, arguments: dict, evidence: tuple[str, ...], sought: str = "") -> None:
-        said = self.voice.texts["queries"]["thoughts"]
-        form = said["next"] if self.steps else said["first"]
-        thought = self.thought or form.format(np=sought)
+    def _seek(self, sought: str) -> str:
+        """The thought before a step that looks for something."""
+        return self.said["next" if self.steps else "first"].format(np=sought)
+
+    def _step(self, tool: str, arguments: dict, evidence: tuple[str, ...], thought: str) -> None:
         self.steps.append(GoldStep(tool, arguments, evidence, thought))
-        self.thought = ""
 
     def _read(self, entity: int, relation: Relation) -> int:
         """Open an entity's page for one of its relations; its object."""
         label = self.voice.relation(relation)["nouns"][0].format(x=self.world.name(entity))
         url = self.world.url(entity)
-        self._step("fetch_url", {"url": [url], "purpose": label}, (self.world.page(url).evidence[relation.name],), label)
+        evidence = (self.world.page(url).evidence[relation.name],)
+        self._step("fetch_url", {"url": [url], "purpose": label}, evidence, self._seek(label))
         return q.the(q.Get(relation.key, q.Address(entity)), self.world)
 
     def _gather(self, listed: str, of: int, by: str) -> dict[int, int]:
@@ -74,7 +75,7 @@ class Plan:
         heading = self.voice.relation(RELATIONS[listed])["list"]
         lines = tuple(f"- {self.world.link(e)}" for e in members)
         label = f"{heading}: {self.world.name(of)}"
-        self._step("fetch_url", {"url": [self.world.url(of)], "purpose": label}, lines, label)
+        self._step("fetch_url", {"url": [self.world.url(of)], "purpose": label}, lines, self._seek(label))
         return members
 
     def _open(self, entities: list[int], wanted: dict[int, list[str]], purpose: str) -> None:
@@ -83,8 +84,7 @@ class Plan:
             part = entities[start: start + BATCH]
             evidence = tuple(self.world.page(self.world.url(e)).evidence[RELATIONS[key].name]
                              for e in part for key in wanted.get(e, ()))
-            self.thought = self.voice.texts["queries"]["thoughts"]["read"]
-            self._step("fetch_url", {"url": [self.world.url(e) for e in part], "purpose": purpose}, evidence)
+            self._step("fetch_url", {"url": [self.world.url(e) for e in part], "purpose": purpose}, evidence, self.said["read"])
 
     def _find(self, node: q.Find) -> int:
         """From the first condition's object to its list, the other objects, then every candidate's page."""
@@ -98,8 +98,7 @@ class Plan:
         return target
 
     def _compute(self, code: str, result: int) -> int:
-        self.thought = self.voice.texts["queries"]["thoughts"]["compute"]
-        self._step("PythonInterpreter", {"code": code}, (str(result),))
+        self._step("PythonInterpreter", {"code": code}, (str(result),), self.said["compute"])
         return result
 
     def _arrange(self, puzzle: q.Puzzle) -> int:
@@ -108,7 +107,7 @@ class Plan:
         code = TRY_ALL.format(names=list(names.values()), at=puzzle.place - 1,
                               checks=" and ".join(_check(c, names) for c in puzzle.clues))
         entity = q.the(puzzle, self.world)
-        self._step("PythonInterpreter", {"code": code}, (names[entity],), self.wording.phrase(puzzle))
+        self._step("PythonInterpreter", {"code": code}, (names[entity],), self._seek(self.wording.phrase(puzzle)))
         return self.reach(q.Alias(entity))
 
 

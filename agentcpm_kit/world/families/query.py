@@ -133,9 +133,7 @@ def asked(node: Node, world: Encyclopedia) -> str | Relation:
             return RELATIONS[listed].subject
         case Find(kind, _):
             return kind
-        case Calc(_, first, _):
-            return asked(first, world)
-        case Either(first, _, _, _):
+        case Calc(_, first, _) | Either(first, _, _, _):
             return asked(first, world)
         case Puzzle(entities, _, _):
             return world.facts.kind(entities[0])
@@ -176,7 +174,7 @@ def _solutions(node: Node, world: Encyclopedia) -> set[int] | frozenset[int]:
             return {sum(_object(world, e, by) for e in _leading_to(world, listed, {o})) for o in solve(of, world)}
         case Calc(operation, first, second):
             return {OPERATIONS[operation](a, b) for a in solve(first, world) for b in solve(second, world)}
-    return {order[node.place - 1] for order in permutations(node.entities) if consistent(order, node.clues)}
+    return {order[node.place - 1] for order in permutations(node.entities) if _consistent(order, node.clues)}
 
 
 def meeting(world: Encyclopedia, kind: str, condition: Condition) -> frozenset[int]:
@@ -202,7 +200,7 @@ def _named(world: Encyclopedia, text: str) -> set[int]:
 def _object(world: Encyclopedia, entity: int, key: str) -> int:
     """Object of a fact; where sources contradict each other, what the most trusted says, the newest of equals."""
     relation = RELATIONS[key]
-    if not (relation.disputed and world.spec.conflicts):
+    if not world.disputes(relation):
         return world.facts.value(entity, relation)
     said = world.facts.statements(entity, relation)
     best = min(SOURCES.index(s.source) for s in said)
@@ -219,7 +217,12 @@ def _extremes(world: Encyclopedia, entities: set[int] | frozenset[int], by: str,
     return {e for e, value in values.items() if value == best}
 
 
-def consistent(order: tuple[int, ...], clues: tuple[Clue, ...]) -> bool:
+def orders(entities: tuple[int, ...], clues: tuple[Clue, ...]) -> int:
+    """How many orders of the entities agree with the clues."""
+    return sum(_consistent(order, clues) for order in permutations(entities))
+
+
+def _consistent(order: tuple[int, ...], clues: tuple[Clue, ...]) -> bool:
     place = {e: i for i, e in enumerate(order, 1)}
     return all(AGREES[c.kind](place[c.first], place.get(c.second, 0), len(order)) for c in clues)
 
@@ -250,15 +253,14 @@ def explain(node: Node, world: Encyclopedia) -> str:
                 counts.append(f"{len(left)} left after {condition.relation} {condition.test}")
             return ", ".join(counts)
         case Puzzle(entities, clues, _):
-            orders = sum(consistent(order, clues) for order in permutations(entities))
-            return f"{orders} order of {len(entities)} agrees with all {len(clues)} clues"
+            return f"{orders(entities, clues)} order of {len(entities)} agrees with all {len(clues)} clues"
         case Pick(listed, of, by, most):
             among = len(_leading_to(world, listed, solve(of, world)))
             return f"{explain(of, world)}; 1 of {among} has the {'largest' if most else 'smallest'} {by.partition('.')[2]}"
         case Either(first, second, _, _) | Calc(_, first, second):
             return f"{explain(first, world)}; {explain(second, world)}"
         case Get(relation, of):
-            if not (RELATIONS[relation].disputed and world.spec.conflicts):
+            if not world.disputes(RELATIONS[relation]):
                 return explain(of, world)
             said = world.facts.statements(the(of, world), RELATIONS[relation])
             register = [s.year for s in said if s.source == "register"]
