@@ -33,10 +33,15 @@ class Machine(Section):
 
 
 class Model(Section):
-    """``base`` is a folder in the repository, a local path, or a hub id."""
+    """``base`` is a folder in the repository, a local path, or a hub id.
+
+    Engine ``openai`` asks ``urls`` (as ``http://host:8000/v1``) for ``served_name``; its key is in OPENAI_API_KEY.
+    """
 
     base: str
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    urls: list[str] = []
+    served_name: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -51,9 +56,14 @@ class World(Section):
 
 
 class Limits(Section):
+    """Of one episode. 0 is no limit where there is a default of 0."""
+
     max_turns: int
     max_new_tokens: int  # per turn
     max_context_tokens: int
+    max_repetitions: int = 3  # the same text for this time ends an episode (the reference's examples: 4)
+    max_total_tokens: int = 0  # sampled in all turns: with history resets the context alone is no limit
+    max_seconds: float = 0.0  # wall time
 
 
 class Evaluation(Section):

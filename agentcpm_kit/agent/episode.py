@@ -1,37 +1,34 @@
 """THE agent loop. It makes data, is trained and is evaluated, so a reward and a score mean the same thing.
 
-Departures from the reference, whose training and evaluation loops differ from each other: one loop; a faulty tool
-ends the episode as a fault instead of becoming a wrong answer; an answer counts only outside the thinking and in
-a turn without calls; tokens are recorded as sampled and never tokenised again.
+An `Episode` holds the rules, written as one conversation would go; `schedule` plays many of them at once. Departures from
+the reference, whose training and evaluation loops differ from each other: one loop; a faulty tool or engine ends the
+episode as a fault instead of becoming a wrong answer; an answer counts only outside the thinking and in a turn without
+calls; a turn with neither call nor answer ends the episode; tokens are recorded as sampled and never made again from text.
 """
 
 import json
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 from ..profile import Limits
 from ..world.faults import FaultPlan, ToolFault
 from ..world.tasks import Task
-from ..world.tools import Tools, ToolSet
-from .context import ContextPolicy
+from ..world.tools import SEPARATOR, Tools, ToolSet
+from .context import ContextPolicy, purpose_of, split_page
+from .engines.base import Engine, EngineFault, Sample, Turn
+from .history import History
 from .messages import Renderer, ToolCall, extract_answer, parse_tool_calls
-from .trajectory import EndReason, Step, Trajectory
+from .schedule import Condense, Job, Request, play_all
+from .trajectory import EndReason, Step, Trajectory, read_trajectories, write_trajectories
 
-REPETITION_LIMIT = 3  # the same text for the third time ends an episode (the reference's examples: fourth)
 TOOL_RETRIES = 2
+UNREADABLE = "Error: this call could not be read as JSON."
 
 ToolFactory = Callable[[Task, str], ToolSet]
 OnEnd = Callable[[Trajectory], None]
-
-
-class Engine(Protocol):
-    """What the loop needs of an engine; see `engines.TransformersEngine`."""
-
-    tokenizer: object
-    batch_size: int
-
-    def begin(self, prompts: list[list[int]], seeds: list[str]): ...
+Play = Generator[Request, Any, Any]
 
 
 def world_tools(faults: FaultPlan | None = None) -> ToolFactory:
@@ -41,117 +38,193 @@ def world_tools(faults: FaultPlan | None = None) -> ToolFactory:
 
 def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: Limits,
                  context: ContextPolicy | None = None, seed: int = 0, run: int = 0,
-                 on_end: OnEnd | None = None) -> list[Trajectory]:
+                 on_end: OnEnd | None = None, log: Path | None = None) -> list[Trajectory]:
     """Play one episode per task, batched. The result has the order of `tasks`.
 
-    A fault in one episode never ends another. `seed` and `run` seed sampling and tool faults; `on_end` is called
-    with each trajectory as it ends.
+    A fault in one episode never ends another. `seed` and `run` seed sampling and tool faults; `on_end` is called with
+    each trajectory as it ends. With `log`, trajectories are appended to that jsonl file as they end, and those that it
+    holds already are not played again, faults excepted.
     """
+    names = episode_names(tasks, seed, run)
+    found = _logged(log, set(names)) if log else {}
+    for trajectory in play_episodes(tasks, engine, tools, limits, context, seed, run, skip=set(found)):
+        found[trajectory.episode] = trajectory
+        if log:
+            write_trajectories(log, [trajectory])
+        if on_end:
+            on_end(trajectory)
+    return [found[name] for name in names]
+
+
+def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: Limits,
+                  context: ContextPolicy | None = None, seed: int = 0, run: int = 0,
+                  skip: set[str] = frozenset()) -> Iterator[Trajectory]:
+    """The same as a stream, in the order in which episodes end: nothing is kept."""
     renderers: dict[str, Renderer] = {}  # one for each set of tools that a task may offer
-    done: list[Trajectory] = []
-    for start in range(0, len(tasks), engine.batch_size):
-        chunk = tasks[start: start + engine.batch_size]
-        # The position keeps the rollouts of one question apart.
-        names = [f"{seed}/{run}/{start + i}/{task.task_id}" for i, task in enumerate(chunk)]
-        toolsets = [tools(t, n) for t, n in zip(chunk, names, strict=True)]
-        episodes = [Episode(t, toolset, _renderer(renderers, engine.tokenizer, toolset.schemas), limits,
-                            context or ContextPolicy(), run) for t, toolset in zip(chunk, toolsets, strict=True)]
-        _play(episodes, engine, names, on_end)
-        done += [episode.trajectory for episode in episodes]
-    return done
+    policy = context or ContextPolicy()
+
+    def opened() -> Iterator[Episode]:
+        for name, task in zip(episode_names(tasks, seed, run), tasks, strict=True):
+            if name not in skip:
+                toolset = tools(task, name)
+                key = json.dumps(toolset.schemas)
+                renderers.setdefault(key, Renderer(engine.tokenizer, toolset.schemas))
+                yield Episode(name, task, toolset, renderers[key], limits, policy, run)
+
+    helpers = [policy.summariser.engine] if policy.summariser else []
+    return play_all(opened(), engine, helpers, limits.max_seconds)
 
 
-def _renderer(made: dict[str, Renderer], tokenizer, schemas: list[dict]) -> Renderer:
-    key = json.dumps(schemas)
-    if key not in made:
-        made[key] = Renderer(tokenizer, schemas)
-    return made[key]
+def episode_names(tasks: list[Task], seed: int, run: int) -> list[str]:
+    """One for each task. The position keeps the rollouts of one question apart."""
+    return [f"{seed}/{run}/{i}/{task.task_id}" for i, task in enumerate(tasks)]
 
 
-def _play(episodes: list["Episode"], engine: Engine, names: list[str], on_end: OnEnd | None) -> None:
-    """Turn by turn: generate for all that are left, run their tools, drop those that ended."""
-    limit = episodes[0].limits.max_new_tokens
-    active = episodes
-    try:
-        batch = engine.begin([e.trajectory.token_ids for e in episodes], names)
-        while active:
-            samples = batch.generate(limit)
-            pieces = [e.turn(s.ids, s.logprobs, s.stopped) for e, s in zip(active, samples, strict=True)]
-            for episode, piece in zip(active, pieces, strict=True):
-                if piece is None and on_end:
-                    on_end(episode.trajectory)
-            keep = [i for i, piece in enumerate(pieces) if piece is not None]
-            active = [active[i] for i in keep]
-            if active:
-                batch.extend(keep, [pieces[i] for i in keep])
-    except (RuntimeError, OSError, MemoryError) as error:  # a dead engine takes its batch down as faults, not answers
-        for episode in active:
-            episode.end(EndReason.ENGINE_FAULT, f"{type(error).__name__}: {error}")
-            if on_end:
-                on_end(episode.trajectory)
+def _logged(log: Path, names: set[str]) -> dict[str, Trajectory]:
+    known = read_trajectories(log) if log.is_file() else []
+    return {t.episode: t for t in known if t.episode in names and not t.end_reason.is_fault}
 
 
 class Episode:
-    """State of one episode."""
+    """The rules of one episode."""
 
-    def __init__(self, task: Task, tools: ToolSet, renderer: Renderer, limits: Limits, context: ContextPolicy, run: int):
-        self.tools, self.renderer, self.limits, self.context = tools, renderer, limits, context
-        self.texts: list[str] = []
-        self.trajectory = Trajectory(task_id=task.task_id, run=run, question=task.question)
-        self.trajectory.append(renderer.prompt(task.question), learned=False)
-        self.trajectory.prompt_length = len(self.trajectory.token_ids)
+    def __init__(self, name: str, task: Task, tools: ToolSet, renderer: Renderer, limits: Limits, policy: ContextPolicy,
+                 run: int = 0):
+        self.name, self.task, self.tools, self.renderer = name, task, tools, renderer
+        self.limits, self.policy = limits, policy
+        self.history = History(renderer, task.question, policy.keep_thinking)
+        self.trajectory = Trajectory(episode=name, task_id=task.task_id, run=run, question=task.question)
 
-    def end(self, reason: EndReason, message: str = "") -> None:
-        self.trajectory.end_reason, self.trajectory.message = reason, message
-
-    def turn(self, ids: list[int], logprobs: list[float], stopped: bool) -> list[int] | None:
-        """Take a generated turn; ids to append before the next one, or None when the episode has ended."""
-        self.trajectory.append(ids, learned=True, logprobs=logprobs)
-        text = self.renderer.tokenizer.decode(ids[:-1] if stopped else ids)
-        parsed = parse_tool_calls(text)
-        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(ids))
-        step.calls = [{"name": c.name, "arguments": c.arguments} for c in parsed.tool_calls]
-        self.trajectory.steps.append(step)
-        answer = extract_answer(parsed)
-        if answer is not None:
-            self.trajectory.answer = answer
-            return self.end(EndReason.ANSWERED)
-        if not parsed.tool_calls:
-            step.status = "format_error"
-            if not parsed.errors:
-                return self.end(EndReason.FORMAT_ERROR)
-        return self._act(step, parsed.tool_calls, text, stopped)
-
-    def _act(self, step: Step, calls: list[ToolCall], text: str, stopped: bool) -> list[int] | None:
-        self.texts.append(text)
-        if self.texts.count(text) > 1:
-            step.status = "repeat_error"
-        if self.texts.count(text) >= REPETITION_LIMIT:
-            return self.end(EndReason.REPETITION)
+    def play(self) -> Play:
+        """Turn after turn until one ends the episode. Yields what it waits for, see `schedule`."""
         try:
-            step.results = [self._call(step, call) for call in calls] or ["Error: this call could not be read as JSON."]
+            while (reason := (yield from self._turn())) is None:
+                pass
+            self._end(reason)
         except ToolFault as fault:
-            step.status = "tool_failed"
-            return self.end(EndReason.TOOL_FAULT, str(fault))
+            self.trajectory.steps[-1].status = "tool_failed"
+            self._end(EndReason.TOOL_FAULT, str(fault))
+        except EngineFault as fault:
+            self._end(EndReason.ENGINE_FAULT, str(fault))
+
+    def _turn(self) -> Play:
+        """One turn: think, act, read. The reason why the episode ends with it, or None."""
+        step, calls, stopped = yield from self._think()
+        if self.trajectory.answer is not None:
+            return EndReason.ANSWERED
+        if not calls and not step.results:
+            return EndReason.FORMAT_ERROR
+        if self._repeated(step):
+            return (yield from self._reset_or(EndReason.REPETITION))
+        yield Job(lambda: self._act(step, calls))
+        if self.policy.writes:
+            yield from self._condense(step)
+        return (yield from self._go_on(step, stopped))
+
+    def _end(self, reason: EndReason, message: str = "") -> None:
+        self.trajectory.end_reason, self.trajectory.contexts = reason, self.history.contexts
+        self.trajectory.message = self.trajectory.message or message
+
+    def _think(self) -> Play:
+        """Ask for a turn and record it."""
+        started = time.perf_counter()
+        sample: Sample = yield Turn(self.name, list(self.history.ids), f"{self.name}/{self.trajectory.turns}",
+                                    self.limits.max_new_tokens, self.history.chat(), tuple(self.renderer.schemas))
+        text = sample.text(self.renderer.tokenizer)
+        parsed = parse_tool_calls(text)
+        self.history.add_turn(sample.ids, sample.logprobs, text, parsed)
+        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(sample.ids),
+                    context=len(self.history.contexts) - 1, engine_seconds=time.perf_counter() - started,
+                    calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls])
+        self.trajectory.steps.append(step)
+        self.trajectory.exact &= sample.exact
+        self.trajectory.answer = extract_answer(parsed)
+        if not parsed.tool_calls and self.trajectory.answer is None:
+            step.status = "format_error"
+            step.results = [UNREADABLE] * bool(parsed.errors)
+        return step, parsed.tool_calls, sample.stopped
+
+    def _repeated(self, step: Step) -> bool:
+        """Whether the same text came too often; the second time it is marked."""
+        times = self.history.said.count(self.history.said[-1])
+        if times > 1:
+            step.status = "repeat_error"
+        return times >= self.limits.max_repetitions
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a context may have before a turn."""
+        return self.limits.max_context_tokens - self.limits.max_new_tokens
+
+    def _go_on(self, step: Step, stopped: bool) -> Play:
+        """Hand the results over, unless a limit is reached."""
+        total = self.limits.max_total_tokens
         if self.trajectory.turns >= self.limits.max_turns:
-            return self.end(EndReason.TURN_LIMIT)
-        piece = ([] if stopped else [self.renderer.end_id]) + self.renderer.tool_results(step.results)
-        if len(self.trajectory.token_ids) + len(piece) + self.limits.max_new_tokens > self.limits.max_context_tokens:
-            return self.end(EndReason.CONTEXT_LIMIT)
-        self.trajectory.append(piece, learned=False)
-        return piece
+            return EndReason.TURN_LIMIT
+        if total and self.trajectory.tokens_generated >= total:
+            self.trajectory.message = f"{total} tokens sampled"
+            return EndReason.CONTEXT_LIMIT
+        if self.history.add_results(step.results, stopped, self._room):
+            return None
+        return (yield from self._reset_or(EndReason.CONTEXT_LIMIT))
+
+    def _reset_or(self, reason: EndReason) -> Play:
+        """Shorten the history, where the policy says so and it helps; else the reason to end."""
+        if self.policy.history == "none":
+            return reason
+        if self.policy.history == "discard_tools":
+            self.history.discard_tools()
+        else:
+            self.history.discard_all((yield from self._summary()))
+        return None if len(self.history.ids) <= self._room else EndReason.CONTEXT_LIMIT
+
+    def _summary(self) -> Play:
+        transcript, summariser = self.history.transcript(), self.policy.summariser
+        if summariser is None:
+            return self.policy.summary_by_extraction(transcript, self.task.question)
+        turn = summariser.history_turn(f"{self.name}#history", transcript, self.task.question)
+        return (yield from self._written(self.trajectory.steps[-1], [turn]))[0]
+
+    def _written(self, step: Step, turns: list[Turn]) -> Play:
+        """What the summariser writes for each turn; its tokens are counted."""
+        samples = yield Condense(turns)
+        step.condenser_read += sum(len(turn.ids) for turn in turns)
+        step.condenser_written += sum(len(sample.ids) for sample in samples)
+        return [self.policy.summariser.read(sample) for sample in samples]
+
+    def _condense(self, step: Step) -> Play:
+        """Have the pages of the results written anew."""
+        for i, call in enumerate(step.calls):
+            tokens = len(self.renderer.encode(step.results[i]))
+            if not self.policy.applies(call["name"], call["arguments"], tokens):
+                continue
+            pages = [split_page(page) for page in step.results[i].split(SEPARATOR)]
+            turns = [self.policy.summariser.page_turn(f"{self.name}#{i}.{j}", page.text, purpose_of(call["arguments"]))
+                     for j, page in enumerate(pages) if page.passages]
+            written = iter((yield from self._written(step, turns)) if turns else [])
+            shown = SEPARATOR.join(f"{page.heading}\n{next(written)}" if page.passages else page.text for page in pages)
+            step.tokens_shown += len(self.renderer.encode(shown)) - tokens
+            step.results[i] = shown
+
+    def _act(self, step: Step, calls: list[ToolCall]) -> None:
+        """Run the calls in order (in a thread of the pool)."""
+        started = time.perf_counter()
+        step.results = [self._call(step, call) for call in calls] or step.results
+        step.tool_seconds = time.perf_counter() - started
 
     def _call(self, step: Step, call: ToolCall) -> str:
-        """Run one call, trying a faulty tool again; the refined result. The agent's own mistakes are told to it."""
-        started = time.perf_counter()
+        """One result, refined where that needs no model. The agent's own mistakes are told to it."""
         try:
             raw = self._with_retries(call)
         except ValueError as error:
             step.status = "format_error"
             raw = f"Error: {error}."
-        step.tool_seconds += time.perf_counter() - started
-        shown = self.context.refine(call.name, call.arguments, raw)
-        step.tokens_read += len(self.renderer.encode(raw))
+        tokens = len(self.renderer.encode(raw))
+        step.tokens_read += tokens
+        if not self.policy.applies(call.name, call.arguments, tokens) or self.policy.writes:
+            step.tokens_shown += tokens
+            return raw
+        shown = self.policy.refine(call.arguments, raw, self.task)
         step.tokens_shown += len(self.renderer.encode(shown))
         return shown
 

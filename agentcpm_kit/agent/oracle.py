@@ -5,45 +5,44 @@ the tool returned, so solving 100% proves that tasks, pages and tools fit togeth
 """
 
 import re
-from dataclasses import dataclass
 
 from ..world.tasks import Task
 from ..world.tools import ToolSet, tool_schemas
-from .engines import Sample
+from .engines.base import Ended, Sample, Turn
 from .messages import Renderer, ToolCall, assistant_message
 
 
-@dataclass
 class OracleEngine:
-    """Engine over a known list of tasks, told apart by their ids."""
+    """Engine over a known list of tasks, told apart by their ids, which end the keys."""
 
-    tokenizer: object
-    tasks: list[Task]
-    batch_size: int = 256
-
-    def begin(self, prompts: list[list[int]], seeds: list[str]) -> "OracleBatch":
-        known = {task.task_id: task for task in self.tasks}
+    def __init__(self, tokenizer, tasks: list[Task], batch_size: int = 256):
+        self.tokenizer, self.batch_size = tokenizer, batch_size
         # The script writes assistant turns only, and those are rendered the same whatever tools there are.
-        return OracleBatch(Renderer(self.tokenizer, tool_schemas()), [known[s.rsplit("/", 1)[-1]] for s in seeds])
+        self.renderer = Renderer(tokenizer, tool_schemas())
+        self.tasks = {task.task_id: task for task in tasks}
+        self.seen: dict[str, tuple[int, int]] = {}  # key -> turns written, tokens known
+        self.turns: list[Turn] = []
 
+    def submit(self, turn: Turn) -> None:
+        self.turns.append(turn)
 
-class OracleBatch:
-    def __init__(self, renderer: Renderer, tasks: list[Task]):
-        self.renderer, self.tasks, self.read, self.step = renderer, tasks, [""] * len(tasks), 0
+    def release(self, key: str) -> None:
+        self.seen.pop(key, None)
+        self.turns = [turn for turn in self.turns if turn.key != key]
 
-    def generate(self, max_new_tokens: int) -> list[Sample]:
-        """The scripted turn of every row. `max_new_tokens` is not a limit here: the script knows its length."""
-        samples = []
-        for task, read in zip(self.tasks, self.read, strict=True):
-            text = self.renderer.assistant_text(oracle_message(task, self.step, read))
-            ids = [*self.renderer.encode(text), self.renderer.end_id]
-            samples.append(Sample(ids, [0.0] * len(ids), True))
-        self.step += 1
-        return samples
+    def poll(self) -> Ended:
+        """All turns that were asked for. The script knows its length: `max_new_tokens` is not a limit here."""
+        turns, self.turns = self.turns, []
+        return [(turn.key, self._write(turn)) for turn in turns]
 
-    def extend(self, keep: list[int], pieces: list[list[int]]) -> None:
-        self.tasks = [self.tasks[i] for i in keep]
-        self.read = [self.renderer.tokenizer.decode(piece) for piece in pieces]
+    def _write(self, turn: Turn) -> Sample:
+        step, known = self.seen.get(turn.key, (0, 0))
+        new = turn.ids[known:] if known < len(turn.ids) else turn.ids  # all, after a history reset
+        task = self.tasks[turn.key.rsplit("/", 1)[-1]]
+        text = self.renderer.assistant_text(oracle_message(task, step, self.tokenizer.decode(new)))
+        ids = [*self.renderer.encode(text), self.renderer.end_id]
+        self.seen[turn.key] = step + 1, len(turn.ids) + len(ids)
+        return Sample(ids, [0.0] * len(ids), True)
 
 
 def oracle_message(task: Task, step: int, read: str) -> dict:

@@ -24,37 +24,65 @@ class EndReason(StrEnum):
 
 
 class Step(BaseModel):
-    """One turn. `tokens_read` counts what the tools returned, `tokens_shown` what the context policy let through."""
+    """One turn, in tokens and seconds.
+
+    `tokens_read` counts what the tools returned, `tokens_shown` what the context policy let through, `condenser_read` and
+    `condenser_written` what a summariser's model read and wrote for it. `context` tells in which context it was sampled.
+    """
 
     thinking: str = ""
     content: str = ""
     calls: list[dict[str, Any]] = []
     results: list[str] = []
     status: str = "completed"  # or tool_failed, format_error, repeat_error (reference, section 7)
+    context: int = 0
     tokens_generated: int = 0
     tokens_read: int = 0
     tokens_shown: int = 0
+    condenser_read: int = 0
+    condenser_written: int = 0
+    engine_seconds: float = 0.0
     tool_seconds: float = 0.0
 
 
-class Trajectory(BaseModel):
-    """An episode. `token_ids`, `loss_mask` (1 on sampled tokens) and `logprobs` (0.0 elsewhere) have equal length.
+class Context(BaseModel):
+    """What the model saw, token by token. `loss_mask` is 1 on sampled tokens, `logprobs` is 0.0 elsewhere.
 
-    `prompt_length` tokens of them are the prompt.
+    `prompt_length` tokens of it came before the first turn sampled in it.
     """
 
+    prompt_length: int = 0
+    token_ids: list[int] = []
+    loss_mask: list[int] = []
+    logprobs: list[float] = []
+
+    @classmethod
+    def of_prompt(cls, ids: list[int]) -> "Context":
+        context = cls(prompt_length=len(ids))
+        context.append(ids)
+        return context
+
+    def append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
+        """Add tokens; those with log-probabilities were sampled."""
+        self.token_ids += ids
+        self.loss_mask += [int(logprobs is not None)] * len(ids)
+        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
+
+
+class Trajectory(BaseModel):
+    """An episode. A history reset begins a new context; what was sampled before it stays in the earlier ones."""
+
+    episode: str = ""  # its name within a run: seed/run/position/task
     task_id: str
     run: int = 0
     question: str
     answer: str | None = None
     end_reason: EndReason = EndReason.TURN_LIMIT
     correct: bool | None = None  # None: not scored, or a fault
+    exact: bool = True  # false: some ids were made from text, not sampled
     steps: list[Step] = []
-    prompt_length: int = 0
-    token_ids: list[int] = []
-    loss_mask: list[int] = []
-    logprobs: list[float] = []
-    message: str = ""  # the fault's own words
+    contexts: list[Context] = []
+    message: str = ""  # a fault's own words, or which limit it was
 
     @property
     def turns(self) -> int:
@@ -62,13 +90,12 @@ class Trajectory(BaseModel):
 
     @property
     def tokens_generated(self) -> int:
-        return sum(self.loss_mask)
+        return sum(step.tokens_generated for step in self.steps)
 
-    def append(self, ids: list[int], learned: bool, logprobs: list[float] | None = None) -> None:
-        """Add tokens; `learned` ones were sampled."""
-        self.token_ids += ids
-        self.loss_mask += [int(learned)] * len(ids)
-        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
+    @property
+    def context(self) -> Context:
+        """The last context: the only one of an episode without history resets."""
+        return self.contexts[-1]
 
 
 def write_trajectories(path: Path, trajectories: list[Trajectory]) -> None:

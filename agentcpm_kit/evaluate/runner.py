@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.context import ContextPolicy
-from ..agent.engines import TransformersEngine, load_model
+from ..agent.engines import EngineFault, Sample, Turn, generate_turns, open_engine
 from ..agent.episode import ToolFactory, run_episodes, world_tools
 from ..agent.messages import split_thinking
+from ..agent.summarise import prompt_ids
 from ..agent.trajectory import Trajectory
+from ..errors import KitError
 from ..micro.skills import Item
 from ..profile import Profile
 from ..world import Task, make_tasks
@@ -61,9 +63,9 @@ def suite(profile: Profile, split: str, count: int | None = None, hops: list[int
 
 def evaluate_agent(engine, tasks: list[Task], profile: Profile, context: ContextPolicy | None = None,
                    tools: ToolFactory | None = None, seed: int = 0, run: int = 0,
-                   on_end: Callable[[Trajectory], None] | None = None) -> AgentResult:
-    """Play every task once and score it."""
-    found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context, seed, run, on_end)
+                   on_end: Callable[[Trajectory], None] | None = None, log: Path | None = None) -> AgentResult:
+    """Play every task once and score it. With a `log` of trajectories, only those that it does not hold yet."""
+    found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context, seed, run, on_end, log)
     return AgentResult(tasks, [score(t, task) for t, task in zip(found, tasks, strict=True)])
 
 
@@ -81,15 +83,16 @@ def repeat_agent(engine, tasks: list[Task], profile: Profile, runs: int, seed: i
 
 def answer_items(engine, items: list[Item], max_new_tokens: int = 16) -> list[str]:
     """What the model says to each item, asked as one user turn without tools; thinking is taken off."""
-    tokenizer, said = engine.tokenizer, []
-    for start in range(0, len(items), engine.batch_size):
-        chunk = items[start: start + engine.batch_size]
-        texts = [tokenizer.apply_chat_template([{"role": "user", "content": item.prompt}], tokenize=False,
-                                               add_generation_prompt=True) for item in chunk]
-        prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-        samples = engine.begin(prompts, [str(i) for i in range(len(chunk))]).generate(max_new_tokens)
-        said += [tokenizer.decode(s.ids[:-1] if s.stopped else s.ids) for s in samples]
-    return [split_thinking(text)[1].strip() for text in said]
+    prompts = [prompt_ids(engine.tokenizer, item.prompt) for item in items]
+    messages = [({"role": "user", "content": item.prompt},) for item in items]
+    turns = [Turn(f"item {i}", ids, f"item {i}", max_new_tokens, messages[i]) for i, ids in enumerate(prompts)]
+    return [_said(engine.tokenizer, sample) for sample in generate_turns(engine, turns)]
+
+
+def _said(tokenizer, sample: Sample | EngineFault) -> str:
+    if isinstance(sample, EngineFault):  # an ability that cannot be measured is not one that is gone
+        raise KitError(f"the engine failed on a general item: {sample}")
+    return split_thinking(sample.text(tokenizer))[1].strip()
 
 
 def general_by_skill(items: list[Item], right: list[bool]) -> dict[str, Estimate]:
@@ -109,6 +112,6 @@ class Measurement:
 
 def measure(model: Path, tasks: list[Task], items: list[Item], profile: Profile) -> Measurement:
     """Load a model and measure it greedily on tasks and items."""
-    engine = TransformersEngine(*load_model(model, profile.model.dtype), 0.0, profile.evaluation.batch_size)
+    engine = open_engine(model, profile, temperature=0.0)
     right = [said == item.answer for said, item in zip(answer_items(engine, items), items, strict=True)]
     return Measurement(evaluate_agent(engine, tasks, profile), general_by_skill(items, right), right)

@@ -40,13 +40,17 @@ def keep_good(trajectories: list[Trajectory]) -> Filtered:
     """Rejection: keep correct episodes without faulty, malformed or repeated steps, one of each text."""
     result, seen = Filtered([]), set()
     for trajectory in trajectories:
-        reason = _fault_of(trajectory) or ("duplicate" if tuple(trajectory.token_ids) in seen else None)
+        reason = _fault_of(trajectory) or ("duplicate" if _tokens(trajectory) in seen else None)
         if reason:
             result.dropped[reason] += 1
         else:
-            seen.add(tuple(trajectory.token_ids))
+            seen.add(_tokens(trajectory))
             result.kept.append(trajectory)
     return result
+
+
+def _tokens(trajectory: Trajectory) -> tuple[int, ...]:
+    return tuple(token for context in trajectory.contexts for token in context.token_ids)
 
 
 def _fault_of(trajectory: Trajectory) -> str | None:
@@ -61,17 +65,19 @@ def _fault_of(trajectory: Trajectory) -> str | None:
 
 
 def training_rows(trajectories: list[Trajectory]) -> list[dict]:
-    """`input_ids` and `labels` for each trajectory: the tokens that the loop recorded, learned where sampled.
+    """`input_ids` and `labels` for each context of each trajectory: the tokens that the loop recorded, learned where sampled.
 
     Raises:
         ValueError: a trajectory without sampled tokens would teach nothing.
     """
     rows = []
     for t in trajectories:
-        if not any(t.loss_mask):
+        learned = [context for context in t.contexts if any(context.loss_mask)]
+        if not learned:
             raise ValueError(f"{t.task_id}: no sampled token to learn from")
-        labels = [i if m else IGNORED for i, m in zip(t.token_ids, t.loss_mask, strict=True)]
-        rows.append({"input_ids": t.token_ids, "labels": labels})
+        for context in learned:
+            labels = [i if m else IGNORED for i, m in zip(context.token_ids, context.loss_mask, strict=True)]
+            rows.append({"input_ids": context.token_ids, "labels": labels})
     return rows
 
 

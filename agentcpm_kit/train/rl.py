@@ -60,7 +60,7 @@ class Update:
         """Advantage of each token after the prompt: that of the step that sampled it, 0 on tool results."""
         trajectory, steps = self.trajectories[i], self.groups[i // self.group_size].step_advantages[i % self.group_size]
         values, step, previous = [], -1, 0
-        for learned in trajectory.loss_mask[trajectory.prompt_length:]:
+        for learned in trajectory.context.loss_mask[trajectory.context.prompt_length:]:
             step += learned and not previous
             values.append(steps[step] if learned else 0.0)
             previous = learned
@@ -164,16 +164,16 @@ def _trainer_class():
         def rollout(self, prompts: list[str], trainer) -> dict:
             tasks = [self.tasks[p] for p in prompts]
             self.update = collect(tasks, self.engine, self.kit, self.arm, self.rollout_seed, self.state.global_step)
-            found = self.update.trajectories
-            cut = [t.prompt_length for t in found]
-            return {"prompt_ids": [t.token_ids[:n] for t, n in zip(found, cut, strict=True)],
-                    "completion_ids": [t.token_ids[n:] for t, n in zip(found, cut, strict=True)],
-                    "logprobs": [t.logprobs[n:] for t, n in zip(found, cut, strict=True)],
-                    "env_mask": [t.loss_mask[n:] for t, n in zip(found, cut, strict=True)],
+            contexts = [t.context for t in self.update.trajectories]
+            return {"prompt_ids": [c.token_ids[: c.prompt_length] for c in contexts],
+                    "completion_ids": [c.token_ids[c.prompt_length:] for c in contexts],
+                    "logprobs": [c.logprobs[c.prompt_length:] for c in contexts],
+                    "env_mask": [c.loss_mask[c.prompt_length:] for c in contexts],
                     "kit_reward": [0.0 if r is None else r for r in self.update.rewards]}
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
+            assert_sampled_tokens(batch, self.update.trajectories)
             width = batch["completion_ids"].shape[1]
             rows = [self.update.token_advantages(i) for i in range(len(self.update.trajectories))]
             batch["advantages"] = torch.tensor([row + [0.0] * (width - len(row)) for row in rows])
@@ -205,6 +205,31 @@ def _trainer_class():
                 self._metrics["train"]["policy_gap"].append(gap.item())
 
     return AgentGRPOTrainer
+
+
+def assert_sampled_tokens(batch: dict, trajectories: list[Trajectory]) -> None:
+    """Every token that a batch trains on is the one that was sampled, at its place and with its log-probability.
+
+    Raises:
+        KitError: TRL cut, moved or tokenised anew, ids were made from text, or an episode has several contexts.
+    """
+    for row, trajectory in enumerate(trajectories):
+        if not trajectory.exact or len(trajectory.contexts) != 1:
+            raise KitError(f"RL needs the sampled ids in one context; episode {trajectory.episode} has "
+                           f"{len(trajectory.contexts)} contexts, exact ids: {trajectory.exact}")
+        sampled = [(token, logprob) for token, learned, logprob in _completion(trajectory) if learned]
+        trained = batch["completion_mask"][row] * batch["tool_mask"][row] != 0
+        ids = batch["completion_ids"][row][trained].tolist()
+        logprobs = batch["sampling_per_token_logps"][row][trained].tolist()
+        same = ids == [token for token, _ in sampled]
+        if not same or any(abs(a - b) > 1e-4 for a, (_, b) in zip(logprobs, sampled, strict=True)):
+            raise KitError(f"episode {trajectory.episode}: the tokens to train on are not those that were sampled")
+
+
+def _completion(trajectory: Trajectory) -> list[tuple[int, int, float]]:
+    context = trajectory.context
+    rows = zip(context.token_ids, context.loss_mask, context.logprobs, strict=True)
+    return list(rows)[context.prompt_length:]
 
 
 def _rewards(prompts, completions, kit_reward, **kwargs) -> list[float]:

@@ -1,0 +1,82 @@
+"""What the loop asks of an engine: the next turn of many conversations, whichever ends first.
+
+A `Turn` carries the whole context, so an engine needs no memory of its own; one that keeps a cache under `key` computes
+only what is new. A fault (dead server, cut stream, context overflow) is an `EngineFault`, never an answer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class EngineFault(Exception):
+    """The engine failed on a turn, through no fault of the agent's; the text says how."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn to generate.
+
+    `key` names the conversation: one turn of it at a time. `ids` are all tokens before the turn, `seed` its own random
+    stream. `messages` and `schemas` are the same context for engines that speak chat (OpenAI's format, with tool ids).
+    """
+
+    key: str
+    ids: list[int]
+    seed: str
+    max_new_tokens: int
+    messages: tuple[dict, ...] = ()
+    schemas: tuple[dict, ...] = ()
+
+
+@dataclass
+class Sample:
+    """A generated turn. `logprobs` are those of the sampling distribution, one for each id.
+
+    `stopped`: it ended by itself (``<|im_end|>`` is then the last id), not by its token limit. `exact`: the ids are those
+    that were sampled; otherwise they were made from text, and RL must not train on them.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+    exact: bool = True
+
+    def text(self, tokenizer) -> str:
+        """What was written, without the end token."""
+        return tokenizer.decode(self.ids[:-1] if self.stopped else self.ids)
+
+
+Ended = list[tuple[str, Sample | EngineFault]]
+
+
+class Engine(Protocol):
+    """Small on purpose: the three engines, the scripted oracle and the tests' scripts are all of this kind."""
+
+    tokenizer: object
+    batch_size: int  # conversations worth having under way at once
+
+    def submit(self, turn: Turn) -> None:
+        """Ask for a turn. Never blocks for long and never raises for what is wrong with one turn."""
+
+    def poll(self) -> Ended:
+        """Work, or wait, for a moment; the turns that ended since. Empty when nothing is under way."""
+
+    def release(self, key: str) -> None:
+        """Forget a conversation; a turn of it under way is dropped and never reported."""
+
+
+def generate_turns(engine: Engine, turns: Iterable[Turn]) -> list[Sample | EngineFault]:
+    """All turns, at most `batch_size` at once; each conversation is forgotten after its turn. In the turns' order."""
+    waiting, active, found = list(turns), set(), {}
+    order = [turn.key for turn in waiting]
+    while waiting or active:
+        while waiting and len(active) < engine.batch_size:
+            turn = waiting.pop(0)
+            active.add(turn.key)
+            engine.submit(turn)
+        for key, sample in engine.poll():
+            found[key] = sample
+            active.discard(key)
+            engine.release(key)
+    return [found[key] for key in order]

@@ -1,0 +1,75 @@
+"""Opening models and engines: what a profile names, from a folder on this machine."""
+
+from pathlib import Path
+
+from ...errors import KitError
+from ...profile import Profile
+from .base import Engine
+
+
+def quiet_libraries() -> None:
+    """Keep remarks of libraries that are of no use to a reader (missing GPU kernels, loading bars) off the screen."""
+    import logging
+
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_tokenizer(path: Path | str):
+    """Tokenizer of a local folder, whose checksums are verified where it has them.
+
+    Raises:
+        KitError: missing folder, or a file that differs from its checksum.
+    """
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    from ...artefacts import verify_checkpoint
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise KitError(f"no model in {path}; `agentcpm-kit doctor` tells what makes it")
+    if (folder / "SHA256SUMS").is_file():
+        verify_checkpoint(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_model(path: Path | str, dtype: str = "float32"):
+    """Model (on the GPU where there is one) and tokenizer from a local folder.
+
+    Raises:
+        KitError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(path)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def open_engine(path: Path | str, profile: Profile, temperature: float = 1.0) -> Engine:
+    """The engine that the profile names, over the model in `path`.
+
+    For `openai` the servers hold the model (``model.urls``, ``model.served_name``); `path` gives the tokenizer.
+
+    Raises:
+        KitError: no model there, or the engine's package is not installed.
+    """
+    settings, size = profile.model, profile.evaluation.batch_size
+    if settings.engine == "transformers":
+        from .transformers import TransformersEngine
+
+        return TransformersEngine(*load_model(path, settings.dtype), temperature, size)
+    tokenizer = load_tokenizer(path)
+    if settings.engine == "vllm":
+        from .vllm import VLLMEngine
+
+        return VLLMEngine(path, tokenizer, temperature, size, profile.limits.max_context_tokens, settings.dtype)
+    from .openai import OpenAIEngine
+
+    return OpenAIEngine(settings.urls, settings.served_name, tokenizer, temperature)

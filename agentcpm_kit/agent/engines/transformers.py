@@ -1,0 +1,243 @@
+"""The engine `transformers`: any Hugging Face causal model, batched, its cache kept across turns.
+
+Continuous batching: a row that ends its turn leaves the batch at once, and a new turn joins it between two tokens. A
+turn's context that begins with what the conversation's cache holds costs only the new tokens; any other (a history reset)
+is cut back to the common beginning.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from .base import Ended, EngineFault, Sample, Turn
+
+# Rows and widths of every pass are multiples of this. Matrix products treat rows in groups, and the last, incomplete group
+# by other instructions that round otherwise. Without incomplete groups a conversation's tokens and log-probs are the same
+# bits in any company (measured on x86 CPUs; GPUs choose their algorithms by shape and promise no such thing).
+ALIGN = 16
+KEYS = 512  # prompts look at a multiple of so many keys, for the same reason: attention works in blocks of them
+KEYS_OF_ONE = 64  # a single token may look at fewer
+CHUNK = 1024  # tokens of one row that a pass feeds at most: bounds the memory of attention
+PREFILL_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
+PATIENCE = 8  # new prompts wait until there are an eighth of a batch of them, or nothing else runs
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+@dataclass
+class Row:
+    """A conversation in a slot: `cached` are the tokens whose keys are stored; the rest is the turn under way."""
+
+    slot: int
+    cached: list[int] = field(default_factory=list)
+    turn: Turn | None = None
+    stream: random.Random = field(default_factory=random.Random)
+    ids: list[int] = field(default_factory=list)  # sampled; the last one is not fed yet
+    logprobs: list[float] = field(default_factory=list)
+
+    def take(self, turn: Turn) -> list[int]:
+        """Begin a turn; the tokens that must be fed, at least one. What is cached beyond the common beginning is void."""
+        self.turn, self.stream, self.ids, self.logprobs = turn, random.Random(turn.seed), [], []
+        shared = shared_length(self.cached, turn.ids[:-1])
+        del self.cached[shared:]
+        return turn.ids[shared:]
+
+
+class TransformersEngine:
+    """Every turn draws from its own random stream, so its tokens do not depend on who shares its batch.
+
+    At most `batch_size` conversations are cached; beyond that, the one that rested longest is computed again when it
+    comes back. When memory runs out, the turns under way end as faults and `batch_size` is halved.
+    """
+
+    def __init__(self, model, tokenizer, temperature: float = 1.0, batch_size: int = 128):
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.batch_size = temperature, batch_size
+        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything under way and all that is cached."""
+        self.rows: dict[str, Row] = {}  # in the order of their last use
+        self.waiting: dict[str, Turn] = {}
+        self.running: dict[str, Row] = {}
+        self.refused: Ended = []
+        self.cache = None
+
+    def submit(self, turn: Turn) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and len(turn.ids) + turn.max_new_tokens > limit:
+            words = f"{len(turn.ids)} tokens and a turn of {turn.max_new_tokens} exceed the model's context of {limit}"
+            self.refused.append((turn.key, EngineFault(words)))
+        else:
+            self.waiting[turn.key] = turn
+
+    def release(self, key: str) -> None:
+        for known in (self.waiting, self.running, self.rows):
+            known.pop(key, None)
+
+    def poll(self) -> Ended:
+        """One pass through the model: prompts when there are some together or nothing else to do, then a token each."""
+        import torch
+
+        ended, self.refused = self.refused, []
+        try:
+            with torch.inference_mode():
+                ended += self._pass()
+        except (RuntimeError, MemoryError) as error:  # torch's errors; running out of memory is one of them
+            ended += self._fail(error)
+        return ended
+
+    def _pass(self) -> Ended:
+        patient = self.running and len(self.waiting) * PATIENCE < self.batch_size
+        if rows := {} if patient else self._admit():
+            return self._prefill(rows)
+        return self._decode() if self.running else []
+
+    def _fail(self, error: Exception) -> Ended:
+        fault = EngineFault(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        if "memory" in f"{type(error).__name__} {error}".lower():
+            self.batch_size = max(1, self.batch_size // 2)
+        under_way = [*self.waiting, *self.running]
+        self.forget()
+        return [(key, fault) for key in under_way]
+
+    def _prefill(self, rows: dict[str, Row]) -> Ended:
+        """Feed the contexts of waiting turns, and sample the first token of each."""
+        pieces = [row.take(self.waiting.pop(key)) for key, row in rows.items()]
+        self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
+        self.running |= rows
+        fed, ended = list(zip(rows.values(), pieces, strict=True)), []
+        for start in range(0, max(map(len, pieces)), CHUNK):
+            part = [(row, piece[start: start + CHUNK]) for row, piece in fed if len(piece) > start]
+            logits = self._feed([row for row, _ in part], [piece for _, piece in part])
+            last = [i for i, (row, _) in enumerate(part) if len(row.cached) == len(row.turn.ids)]
+            ended += self._sample([part[i][0] for i in last], logits[last])
+        return ended
+
+    def _admit(self) -> dict[str, Row]:
+        """Rows for as many waiting turns as one pass may feed; new conversations may take the slots of resting ones."""
+        chosen: dict[str, Row] = {}
+        width = 0
+        for key, turn in list(self.waiting.items()):
+            row = self.rows.pop(key, None) or self._new_row()
+            if row is None:
+                continue
+            self.rows[key] = row  # now the last one used
+            width = max(width, len(turn.ids) - len(row.cached))
+            if chosen and (len(chosen) + 1) * min(width, CHUNK) > PREFILL_TOKENS:
+                break
+            chosen[key] = row
+        return chosen
+
+    def _new_row(self) -> Row | None:
+        if len(self.rows) >= self.batch_size:
+            resting = next((k for k in self.rows if k not in self.running and k not in self.waiting), None)
+            if resting is None:
+                return None
+            del self.rows[resting]
+        taken = {row.slot for row in self.rows.values()}
+        return Row(next(slot for slot in range(len(taken) + 1) if slot not in taken))
+
+    def _make_room(self, tokens: int) -> None:
+        slots = round_up(max(row.slot for row in self.rows.values()) + 1, ALIGN)
+        capacity = round_up(tokens + 1, KEYS)  # the last place is nobody's: padding goes there
+        if self.cache is None:
+            from .cache import SlotCache
+
+            self.cache = SlotCache(self.model.config.num_hidden_layers, slots, capacity)
+        if slots > self.cache.slots or capacity > self.cache.capacity:  # by half at least: growing copies everything
+            self.cache.grow(slots, max(capacity, self.cache.capacity * 3 // 2) if capacity > self.cache.capacity else 0)
+
+    def _feed(self, rows: list[Row], pieces: list[list[int]]):
+        """Run new tokens through the model; logits after the last one of each row, (rows, vocabulary)."""
+        width = round_up(max(map(len, pieces)), ALIGN)
+        tokens = [piece + [self.end] * (width - len(piece)) for piece in pieces]
+        starts = [len(row.cached) for row in rows]
+        for row, piece in zip(rows, pieces, strict=True):
+            row.cached += piece
+        kept = sorted({len(piece) - 1 for piece in pieces})
+        longest = max(len(row.cached) for row in rows)
+        logits = self._forward([row.slot for row in rows], starts, tokens, longest, kept)
+        return logits[list(range(len(rows))), [kept.index(len(piece) - 1) for piece in pieces]]
+
+    def _decode(self) -> Ended:
+        """One more token for every running turn. Slots between them are fed too, at a place that nobody looks at."""
+        rows = list(self.running.values())
+        slots = round_up(max(row.slot for row in rows) + 1, ALIGN)
+        if slots >= 2 * round_up(len(rows), ALIGN):
+            self._move_together()
+            slots = round_up(len(rows), ALIGN)
+        tokens, starts = [[self.end] for _ in range(slots)], [0] * slots
+        for row in self.rows.values():
+            if row.slot < slots:
+                starts[row.slot] = len(row.cached)
+        for row in rows:
+            tokens[row.slot] = row.ids[-1:]
+        logits = self._forward(None, starts, tokens, max(len(row.cached) for row in rows) + 1, [0])
+        for row in rows:
+            row.cached.append(row.ids[-1])
+        return self._sample(rows, logits[[row.slot for row in rows], 0])
+
+    def _move_together(self) -> None:
+        """Running rows to the first slots."""
+        resting = [row for key, row in self.rows.items() if key not in self.running]
+        order = [*self.running.values(), *resting]
+        self.cache.permute([row.slot for row in order])
+        for slot, row in enumerate(order):
+            row.slot = slot
+
+    def _forward(self, slots: list[int] | None, starts: list[int], tokens: list[list[int]], longest: int, kept: list[int]):
+        """Logits at the places `kept` of each row's new tokens, (rows, kept, vocabulary).
+
+        `slots` None: the first ones, in order. `longest`: tokens of the longest row with the new ones.
+        """
+        import torch
+
+        device, width = self.model.device, len(tokens[0])
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+        positions.clamp_(max=self.cache.capacity - 1)
+        keys = round_up(longest, KEYS if slots else KEYS_OF_ONE)
+        hidden = torch.arange(keys, device=device) > positions[:, None, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=device).masked_fill(hidden, float("-inf"))
+        rows = torch.arange(len(tokens), device=device) if slots is None else torch.tensor(slots, device=device)
+        self.cache.place(rows, positions, keys, leading=slots is None)
+        if slots:  # few rows: make the last product whole groups
+            kept = kept + [kept[-1]] * (round_up(len(kept), ALIGN) - len(kept))
+        out = self.model(input_ids=torch.tensor(tokens, device=device), attention_mask=mask, position_ids=positions,
+                         past_key_values=self.cache, use_cache=True, logits_to_keep=torch.tensor(kept, device=device))
+        return out.logits
+
+    def _sample(self, rows: list[Row], logits) -> Ended:
+        """Append a token to each row; the turns that ended with it."""
+        import torch
+
+        if self.temperature == 0:
+            logprobs = torch.log_softmax(logits.float(), -1)
+            tokens = logprobs.argmax(-1)
+        else:
+            logprobs = torch.log_softmax(logits.float() / self.temperature, -1)
+            draws = torch.tensor([row.stream.random() for row in rows], device=logits.device)
+            tokens = (logprobs.exp().cumsum(-1) < draws[:, None]).sum(-1).clamp(max=logprobs.shape[-1] - 1)
+        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+        for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+        return self._ended(rows)
+
+    def _ended(self, rows: list[Row]) -> Ended:
+        ended = []
+        for row in rows:
+            stopped = row.ids[-1] == self.end
+            if stopped or len(row.ids) >= row.turn.max_new_tokens:
+                self.running.pop(row.turn.key, None)
+                ended.append((row.turn.key, Sample(row.ids, row.logprobs, stopped)))
+        return ended
+
+
+def shared_length(first: list[int], second: list[int]) -> int:
+    """Number of equal tokens at the beginning of both."""
+    if second[: len(first)] == first:
+        return len(first)
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
