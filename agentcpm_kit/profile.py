@@ -123,10 +123,21 @@ class RL(Section):
     validation_tasks: int
 
 
+class Summarising(Section):
+    """The page summariser: its prompt (a file in ``agent/prompts``), and how it is fine-tuned from the base model."""
+
+    prompt: str
+    max_new_tokens: int
+    pairs: int
+    epochs: int
+    learning_rate: float
+
+
 class Refine(Section):
     redundancies: list[int]
     tasks: int
     keep_passages: int
+    summariser: Summarising
 
 
 class PassAtK(Section):

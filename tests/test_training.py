@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from agentcpm_kit.agent.oracle import OracleEngine
-from agentcpm_kit.agent.trajectory import EndReason, Trajectory
+from agentcpm_kit.agent.trajectory import Context, EndReason, Trajectory
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.runner import evaluate_agent
 from agentcpm_kit.profile import load_profile, repo_root
 from agentcpm_kit.train.data import IGNORED, keep_good, training_rows, training_tasks
 from agentcpm_kit.train.denoise import DenoisedGroup
 from agentcpm_kit.train.noise import CLEAN, judge, scaled
-from agentcpm_kit.train.rl import Update, arms, rl_tasks, train_rl
+from agentcpm_kit.train.rl import Update, arms, assert_sampled_tokens, rl_tasks, train_rl
 
 MODEL = repo_root() / "data/models/micro-merge"
 
@@ -77,10 +77,68 @@ def test_sft_through_unsloth_learns_and_saves(smoke, tokenizer, micro_base, tmp_
 
 
 def test_token_advantages_follow_the_steps():
-    trajectory = Trajectory(task_id="t", question="q", prompt_length=2, loss_mask=[0, 0, 1, 1, 0, 1, 0, 0, 1])
+    context = Context(prompt_length=2, loss_mask=[0, 0, 1, 1, 0, 1, 0, 0, 1])
+    trajectory = Trajectory(task_id="t", question="q", contexts=[context])
     group = DenoisedGroup([0.5], [[0.5, 0.0, 0.25]], {})
     update = Update([trajectory], [1.0], [group], 1)
     assert update.token_advantages(0) == [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.25]
+
+
+def rolled_out():
+    """Two rollouts as the loop records them, and the batch that TRL makes of them: padded, tool results masked by `tool_mask`."""
+    found = []
+    for ids, mask in (([7, 8, 9, 20, 21, 10, 11], [0, 0, 1, 0, 0, 1, 1]), ([7, 8, 9, 12], [0, 0, 1, 1])):
+        logprobs = [-0.1 * i * m for i, m in zip(ids, mask, strict=True)]
+        context = Context(prompt_length=2, token_ids=ids, loss_mask=mask, logprobs=logprobs)
+        found.append(Trajectory(task_id="t", question="q", contexts=[context]))
+
+    def padded(rows, filler):
+        return torch.tensor([row[2:] + [filler] * (7 - len(row)) for row in rows])
+    contexts = [t.contexts[0] for t in found]
+    batch = {"completion_ids": padded([c.token_ids for c in contexts], 0),
+             "tool_mask": padded([c.loss_mask for c in contexts], 1),
+             "completion_mask": padded([[1] * len(c.token_ids) for c in contexts], 0),
+             "sampling_per_token_logps": padded([c.logprobs for c in contexts], 0.0),
+             "prompt_ids": torch.tensor([[7, 8]] * 2), "prompt_mask": torch.ones(2, 2, dtype=torch.long)}
+    return batch, found
+
+
+def test_a_batch_of_what_was_sampled_passes():
+    batch, found = rolled_out()
+    assert_sampled_tokens(batch, found)
+    batch["sampling_per_token_logps"] += 1e-6  # rounding
+    assert_sampled_tokens(batch, found)
+
+
+@pytest.mark.parametrize("key,row,place,value", [
+    ("completion_ids", 0, 0, 99), ("completion_ids", 1, 1, 99), ("sampling_per_token_logps", 0, 3, -9.0),
+    ("sampling_per_token_logps", 0, 3, float("nan")), ("tool_mask", 0, 0, 0), ("tool_mask", 0, 1, 1), ("tool_mask", 1, 1, 0),
+    ("completion_mask", 0, 4, 0), ("completion_mask", 1, 1, 0), ("completion_mask", 1, 2, 1),
+    ("completion_ids", 0, 1, 99)])  # the last: not trained on, but every later token was sampled after it
+def test_a_batch_that_differs_from_what_was_sampled_is_refused(key, row, place, value):
+    batch, found = rolled_out()
+    batch[key][row, place] = value
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens(batch, found)
+
+
+def test_sampled_tokens_at_another_place_are_refused():
+    batch, found = rolled_out()
+    keys = ("completion_ids", "tool_mask", "completion_mask", "sampling_per_token_logps")
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens({**batch, **{key: batch[key].flip(0) for key in keys}}, found)  # another rollout's row
+    for key in keys:
+        batch[key][1] = batch[key][1].roll(1)
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens(batch, found)
+
+
+def test_rl_needs_sampled_ids_in_one_context():
+    batch, found = rolled_out()
+    with pytest.raises(KitError, match="exact ids: False"):
+        assert_sampled_tokens(batch, [found[0], found[1].model_copy(update={"exact": False})])
+    with pytest.raises(KitError, match="2 contexts"):
+        assert_sampled_tokens(batch, [found[0].model_copy(update={"contexts": found[0].contexts * 2}), found[1]])
 
 
 def test_noise_is_what_it_says(smoke):

@@ -82,7 +82,7 @@ def run(engine, *turns):
     found = {}
     for turn in turns:
         engine.submit(turn)
-    while len(found) < len(turns):
+    while not found.keys() >= {turn.key for turn in turns}:
         found |= engine.poll()
     return found
 
@@ -179,14 +179,16 @@ def test_more_turns_than_fit_at_once(engine):
 
 @needs_vllm
 def test_a_released_turn_is_never_reported(greedy, tokenizer):
-    kept, dropped = (Turn(key, prompt, "", 8) for key, prompt in zip(("kept", "dropped"), prompts_of(tokenizer), strict=False))
+    kept, dropped, again = (Turn(key, prompt, "", count) for key, prompt, count in zip(
+        ("kept", "dropped", "dropped"), prompts_of(tokenizer), (8, 8, 12), strict=True))
     greedy.submit(kept)
     greedy.submit(dropped)
     assert greedy.poll() == []
     greedy.release("dropped")
     greedy.release("unknown")
-    assert [key for key, _ in wait(greedy)] == ["kept"] and greedy.poll() == []
-    assert len(run(greedy, dropped)["dropped"].ids) == 8
+    found = run(greedy, again)  # under the same name: what comes must not be the old one's
+    assert set(found) == {"kept", "dropped"} and len(found["dropped"].ids) == 12
+    assert greedy.poll() == []
 
 
 @needs_vllm
@@ -213,13 +215,15 @@ def test_a_dead_engine_ends_every_turn_as_a_fault(tokenizer, monkeypatch):
     found = run(engine, Turn("a", [5], "", 8), Turn("b", [6], "", 8))
     assert {key: str(fault) for key, fault in found.items()} == dict.fromkeys("ab", "vLLM died: MemoryError: no memory")
     assert isinstance(run(engine, Turn("c", [5], "", 8))["c"], EngineFault)
+    with pytest.raises(EngineFault):
+        engine.load_weights({})
 
 
 @needs_vllm
 def test_leaves_the_process_as_it_was(engine):
     import torch
 
-    assert torch.set_num_threads.__module__ == "torch._C" or "skip" not in torch.set_num_threads.__name__
+    assert "skip" not in torch.set_num_threads.__name__  # vLLM puts in one that warns and does nothing
     before = torch.get_rng_state()
     run(engine, Turn("a", list(range(5, 50)), "", 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -264,3 +268,14 @@ def test_a_start_that_fails_is_told_in_one_line(tokenizer):
     with pytest.raises(KitError, match="vLLM does not start: .*4096") as error:
         VLLMEngine(MODEL, tokenizer, max_context_tokens=4096)
     assert "\n" not in str(error.value)
+
+
+@needs_vllm
+def test_closing_an_engine_leaves_the_others_alone(greedy, tokenizer):
+    turn = Turn("a", prompts_of(tokenizer)[0], "", 8)
+    other = VLLMEngine(MODEL, tokenizer, temperature=0.0, max_context_tokens=CONTEXT, memory=0.1)
+    assert run(other, turn)["a"].ids == run(greedy, turn)["a"].ids
+    other.submit(turn)
+    other.close()
+    assert str(dict(other.poll())["a"]) == "the engine is closed"
+    assert len(run(greedy, turn)["a"].ids) == 8

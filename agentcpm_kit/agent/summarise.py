@@ -25,7 +25,7 @@ class Summariser:
 
     engine: Engine
     prompt: str = "page"
-    history_prompt: str = "history"
+    history_prompt: str = "page_history"
     max_new_tokens: int = 1024
     max_page_tokens: int = 60_000
 

@@ -19,6 +19,18 @@ from .metrics import Estimate, rate
 from .scorers import score
 
 
+@dataclass(frozen=True)
+class TokenAccount:
+    """Tokens per episode: `read` is what the tools returned, `shown` what entered the agent's context.
+
+    `condenser` is what a summariser's model read and wrote in between: refinement moves tokens as well as saving them.
+    """
+
+    read: float
+    shown: float
+    condenser: float
+
+
 @dataclass
 class AgentResult:
     """Scored trajectories, and what they add up to."""
@@ -43,6 +55,13 @@ class AgentResult:
     @property
     def end_reasons(self) -> dict[str, int]:
         return dict(Counter(t.end_reason.value for t in self.trajectories).most_common())
+
+    @property
+    def tokens(self) -> TokenAccount:
+        steps, count = [step for t in self.trajectories for step in t.steps], len(self.trajectories)
+        condenser = sum(step.condenser_read + step.condenser_written for step in steps)
+        return TokenAccount(sum(step.tokens_read for step in steps) / count,
+                            sum(step.tokens_shown for step in steps) / count, condenser / count)
 
     def by_hops(self) -> dict[int, "AgentResult"]:
         """The same, split by the number of hops."""

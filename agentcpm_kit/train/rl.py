@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..agent.engines import TransformersEngine, load_model
+from ..agent.engines import Engine, TransformersEngine, load_model, open_engine
 from ..agent.episode import run_episodes, world_tools
 from ..agent.trajectory import Trajectory
 from ..errors import KitError
@@ -24,7 +24,7 @@ from .noise import CLEAN, fault_plan, judge
 
 MICRO_BATCH = 16  # rollouts per forward and backward pass; bounds memory, changes nothing else
 OnStep = Callable[[int, dict], None]
-Evaluate = Callable[[TransformersEngine], float]
+Evaluate = Callable[[Engine], float]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def rl_tasks(profile: Profile) -> list[Task]:
     return [task for group in zip(*groups, strict=True) for task in group]
 
 
-def collect(tasks: list[Task], engine: TransformersEngine, profile: Profile, arm: Arm, seed: int, step: int) -> Update:
+def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: int, step: int) -> Update:
     """Roll out `tasks` (each question `group_size` times in a row), judge and denoise."""
     size = profile.rl.group_size
     found = run_episodes(tasks, engine, world_tools(fault_plan(arm.noise)), profile.limits, seed=seed, run=step)
@@ -109,13 +109,16 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     Raises:
         KitError: the policy collapsed (NaN loss).
     """
+    from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     from ..artefacts import write_checksums
 
     loaded, tokenizer = load_model(model, profile.model.dtype)
     work = Path(f"{out}-trainer")
-    trainer = _trainer_class()(loaded, tokenizer, tasks, profile, work, arm, seed)
+    engine = _rollout_engine(model, loaded, tokenizer, profile)
+    trainer = _trainer_class()(loaded, tokenizer, tasks, profile, work, arm, seed, engine)
+    trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
     trainer.add_callback(_watch(trainer, profile, evaluate, on_step))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     out.mkdir(parents=True, exist_ok=True)
@@ -123,6 +126,19 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     tokenizer.save_pretrained(out)
     write_checksums(out)
     return out
+
+
+def _rollout_engine(path: Path, model, tokenizer, profile: Profile) -> Engine:
+    """The engine of the rollouts: over the very model that is trained, or vLLM, which gets new weights before each step.
+
+    Raises:
+        KitError: the engine's weights cannot be changed from here.
+    """
+    if profile.model.engine == "openai":
+        raise KitError("RL changes the model's weights, which servers do not take; set `engine: vllm` under `model`")
+    if profile.model.engine == "vllm":
+        return open_engine(path, profile, profile.rl.temperature)
+    return TransformersEngine(model, tokenizer, profile.rl.temperature, profile.evaluation.batch_size)
 
 
 def _config(profile: Profile, work: Path, seed: int):
@@ -152,10 +168,10 @@ def _trainer_class():
     class AgentGRPOTrainer(GRPOTrainer):
         """`GRPOTrainer` whose prompts are task ids, and whose rollouts, advantages and loss are the kit's."""
 
-        def __init__(self, model, tokenizer, tasks, profile, work, arm, seed):
+        def __init__(self, model, tokenizer, tasks, profile, work, arm, seed, engine):
             self.tasks = {task.task_id: task for task in tasks}
             self.kit, self.arm, self.rollout_seed = profile, arm, seed
-            self.engine = TransformersEngine(model, tokenizer, profile.rl.temperature, profile.evaluation.batch_size)
+            self.engine = engine
             self.update: Update | None = None
             dataset = Dataset.from_list([{"prompt": task_id} for task_id in self.tasks])
             super().__init__(model=model, reward_funcs=_rewards, args=_config(profile, work, seed),
@@ -163,6 +179,8 @@ def _trainer_class():
 
         def rollout(self, prompts: list[str], trainer) -> dict:
             tasks = [self.tasks[p] for p in prompts]
+            if self.kit.model.engine == "vllm":
+                self.engine.load_weights(self.accelerator.unwrap_model(self.model))
             self.update = collect(tasks, self.engine, self.kit, self.arm, self.rollout_seed, self.state.global_step)
             contexts = [t.context for t in self.update.trajectories]
             return {"prompt_ids": [c.token_ids[: c.prompt_length] for c in contexts],

@@ -19,9 +19,15 @@ OnStep = Callable[[int, int, dict], None]
 
 def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed: int = 0, epochs: int | None = None,
               on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
-    """Fine-tune `model` on trajectories, and save 16- or 32-bit weights with tokenizer and checksums in `out`.
+    """`fine_tune` on what the agent itself wrote in trajectories."""
+    return fine_tune(model, training_rows(trajectories), profile, out, seed, epochs, on_step, learning_rate)
 
-    `epochs` and `learning_rate` are the profile's where not told. Work in progress is kept in ``<out>-trainer``
+
+def fine_tune(model: Path, rows: list[dict], profile: Profile, out: Path, seed: int = 0, epochs: int | None = None,
+              on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
+    """Fine-tune `model` on rows of `input_ids` and `labels`, and save 16- or 32-bit weights, tokenizer and checksums in `out`.
+
+    `epochs` and `learning_rate` are those of the profile's SFT where not told. Work in progress is kept in ``<out>-trainer``
     after each epoch, and taken up again if it is there.
 
     Returns:
@@ -30,11 +36,13 @@ def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed
     Raises:
         KitError: Unsloth is asked for but not installed, or the loss became NaN.
     """
+    from transformers import PrinterCallback
+
     told = {"epochs": epochs, "learning_rate": learning_rate}
     config = profile.sft.model_copy(update={name: value for name, value in told.items() if value})
     loaded, tokenizer = _load(model, profile, seed)
-    rows = training_rows(trajectories)
     trainer = _trainer(loaded, tokenizer, rows, profile, config, Path(f"{out}-trainer"), seed)
+    trainer.remove_callback(PrinterCallback)  # each step is told to `on_step`
     trainer.add_callback(_watch(on_step))
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(f"{out}-trainer")))
     _save(trainer.model, tokenizer, out)

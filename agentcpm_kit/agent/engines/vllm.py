@@ -6,8 +6,10 @@ without its `LLM` wrapper, because that one waits until a whole batch has ended.
 """
 
 import hashlib
+import logging
 import os
 import random
+import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import cached_property
@@ -99,9 +101,12 @@ class VLLMEngine:
         """Go on with other weights of the same shapes, all of them, under the checkpoint's names; forget the cache.
 
         Raises:
+            EngineFault: the engine is dead.
             RuntimeError: turns are under way, which would mix two models.
             ValueError: names or shapes differ from the model's (adapters have to be merged first); nothing has changed.
         """
+        if self._dead:
+            raise EngineFault(self._dead)
         if self._active:
             raise RuntimeError(f"{len(self._active)} turns are under way; poll or release them before loading weights")
         given = self._complete(weights)
@@ -137,10 +142,17 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Give the memory back, for a process that opens one engine after another."""
-        self._die("the engine is closed")
+        import gc
+
+        import torch
+
         if self._engine is not None:
             self._engine.engine_core.shutdown()
+        self._die("the engine is closed")
         self._engine = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _start(memory: float | None, **settings):
@@ -151,8 +163,7 @@ def _start(memory: float | None, **settings):
     except ImportError as error:
         raise KitError(f"vLLM cannot be imported ({error}); `make setup-vllm` installs it for a CPU, "
                        "requirements/gpu.lock for a GPU") from error
-    on_cpu = current_platform.is_cpu()
-    settings |= _for_cpu(memory or 1) if on_cpu else {"gpu_memory_utilization": memory or 0.9}
+    settings |= _for_cpu(memory or 1) if current_platform.is_cpu() else {"gpu_memory_utilization": memory or 0.9}
     try:
         with _process_kept():
             # No tokenizer: ids in, ids out. No sampling defaults from the model's files. Log-probs of what was sampled from.
@@ -160,7 +171,7 @@ def _start(memory: float | None, **settings):
             return LLMEngine.from_engine_args(EngineArgs(
                 skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs",
                 enable_prefix_caching=True, async_scheduling=False, disable_log_stats=True, use_tqdm_on_load=False, **settings))
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:
         raise KitError("vLLM does not start: " + " ".join(str(error).split())) from error
 
 
@@ -168,15 +179,16 @@ def _set_environment() -> None:
     """In this process, without telemetry, and quiet unless the user asks for the log. Read when vLLM is first imported."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
 
 def _for_cpu(cache_gb: float) -> dict:
-    """Settings for a CPU, where three things of vLLM 0.32 do not fit: its compiler, its blocks of 128 tokens, and prompts
-    in pieces, which kill the engine once turns have seeds ("CPU Generator does not use offset")."""
+    """Settings for a CPU: uncompiled, a cache in blocks of 32 tokens (not 128), and prompts never in pieces, since those
+    kill vLLM 0.32 when turns have seeds ("CPU Generator does not use offset")."""
     from vllm.triton_utils import dispatcher
     from vllm.v1.sample import sampler
 
-    # vLLM reads every object of every module, and stumbles over llvmlite's (there as soon as bm25s is imported).
+    # Looking for kernels in all modules of the process, vLLM stumbles over an object of llvmlite, which bm25s brings in.
     dispatcher.vars = lambda value: found if hasattr(found := vars(value), "get") else {}
     # Ranks of the sampled tokens, which nobody reads; compiled, they cost the first turn 15 s and need a C++ compiler.
     sampler.batched_count_greater_than = lambda logprobs, sampled: (logprobs >= sampled).sum(-1)
@@ -186,17 +198,20 @@ def _for_cpu(cache_gb: float) -> dict:
 
 @contextmanager
 def _process_kept():
-    """Undo what vLLM's start does to the process: new global seeds, and a `torch.set_num_threads` that does nothing."""
+    """Undo what vLLM does to a process: new global seeds, a `torch.set_num_threads` without effect, and an end that takes
+    along all process groups, those of other engines and of a trainer too."""
     import numpy
     import torch
+    from vllm.v1.engine import core
 
-    streams, set_num_threads = (random.getstate(), numpy.random.get_state()), torch.set_num_threads
-    with torch.random.fork_rng():
+    core.cleanup_dist_env_and_memory = lambda: None
+    python, arrays, set_num_threads = random.getstate(), numpy.random.get_state(), torch.set_num_threads
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         try:
             yield
         finally:
-            random.setstate(streams[0])
-            numpy.random.set_state(streams[1])
+            random.setstate(python)
+            numpy.random.set_state(arrays)
             torch.set_num_threads = set_num_threads
 
 

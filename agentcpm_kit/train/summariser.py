@@ -1,0 +1,102 @@
+"""The fine-tuned page summariser of the paper: from (page, purpose) to the evidence, by the same SFT as the agent's.
+
+The paper trains its summariser on data that it does not publish. Ours learns from the world's gold evidence: a gold path
+says which page is opened for which purpose, and which passages of it are needed. One pair in eight shows a page that does
+not hold what is sought, so that the summariser learns to say so (our assumption). Pages of the training worlds only.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent.context import purpose_of
+from ..agent.engines import open_engine
+from ..agent.engines.loading import load_tokenizer
+from ..agent.summarise import Summariser, prompt_ids, prompt_text
+from ..profile import Profile
+from ..world import Task, Tools, make_tasks
+from .data import IGNORED
+from .sft import OnStep, fine_tune
+
+NOTHING = "No results found."
+MISSING = 8  # one pair in so many has a page without the evidence
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A page as the tool shows it, the purpose it was opened for, and what a good summary of it says."""
+
+    page: str
+    purpose: str
+    evidence: str
+
+
+def gold_pairs(tasks: Iterable[Task]) -> list[Pair]:
+    """A pair for each page that the gold paths open; pages without any gold passage are left out."""
+    pairs = []
+    for task in tasks:
+        tools = Tools(task.open_world(), names=task.tools)
+        for step in task.steps:
+            for url in step.arguments.get("url", ()):
+                page = tools.call("fetch_url", {**step.arguments, "url": [url]})
+                found = [passage for passage in step.evidence if passage in page]
+                if found:
+                    pairs.append(Pair(page, purpose_of(step.arguments), "\n".join(found)))
+    return pairs
+
+
+def with_missing(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+    """Every eighth page exchanged for one that does not hold the evidence."""
+    mixed = list(pairs)
+    for i in range(0, len(pairs), MISSING):
+        other = rng.choice(pairs).page
+        if not any(line in other for line in pairs[i].evidence.split("\n")):
+            mixed[i] = Pair(other, pairs[i].purpose, NOTHING)
+    return mixed
+
+
+def summary_pairs(profile: Profile, seed: int = 0) -> list[Pair]:
+    """The profile's number of pairs, from training worlds at all of its levels of contamination in turn."""
+    world, refine, hops = profile.world, profile.refine, profile.evaluation.hops
+    count = -(-refine.summariser.pairs // (len(refine.redundancies) * sum(hops)))
+    tasks = [task for redundancy in refine.redundancies for h in hops
+             for task in make_tasks("train", count, h, world.train_worlds, world.entities, redundancy, seed=3)]
+    rng = random.Random(f"summary pairs {seed}")
+    pairs = gold_pairs(tasks)
+    rng.shuffle(pairs)
+    return with_missing(pairs[: refine.summariser.pairs], rng)
+
+
+def summary_rows(pairs: list[Pair], tokenizer, prompt: str) -> list[dict]:
+    """`input_ids` and `labels`: the prompt is given, the evidence and the end token are learned."""
+    end, rows = tokenizer.convert_tokens_to_ids("<|im_end|>"), []
+    for pair in pairs:
+        given = prompt_ids(tokenizer, prompt_text(prompt).format(page=pair.page, purpose=pair.purpose))
+        learned = [*tokenizer(pair.evidence, add_special_tokens=False).input_ids, end]
+        rows.append({"input_ids": given + learned, "labels": [IGNORED] * len(given) + learned})
+    return rows
+
+
+def train_summariser(base: Path, profile: Profile, out: Path, seed: int = 0, on_step: OnStep | None = None) -> dict:
+    """Fine-tune `base` on the profile's pairs and save it in `out`; as `sft.fine_tune`."""
+    settings = profile.refine.summariser
+    rows = summary_rows(summary_pairs(profile, seed), load_tokenizer(base), settings.prompt)
+    return fine_tune(base, rows, profile, out, seed, settings.epochs, on_step, settings.learning_rate)
+
+
+def open_summariser(model: Path, profile: Profile) -> Summariser:
+    """A summariser over the model in a folder, greedy, with the profile's prompt."""
+    settings = profile.refine.summariser
+    room = profile.limits.max_context_tokens - settings.max_new_tokens
+    return Summariser(open_engine(model, profile, temperature=0.0), settings.prompt, f"{settings.prompt}_history",
+                      settings.max_new_tokens, room)
+
+
+def exact_share(summariser: Summariser, pairs: list[Pair]) -> list[int]:
+    """1 for each pair whose evidence the summariser writes word for word and nothing else, 0 for each other."""
+    from ..agent.engines import Sample, generate_turns
+
+    turns = [summariser.page_turn(f"pair {i}", pair.page, pair.purpose) for i, pair in enumerate(pairs)]
+    samples = generate_turns(summariser.engine, turns)
+    return [int(isinstance(s, Sample) and summariser.read(s) == p.evidence) for s, p in zip(samples, pairs, strict=True)]
