@@ -40,9 +40,12 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (20 minut
 test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure the world (10^2 to 10^5 pages) and the MCP server (200 clients for a minute): 3 minutes
+bench: $(STAMP)  ## measure worlds, the MCP server, the parser, the loop and its long horizon: half an hour
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
+	$(BIN)/python benchmarks/parser.py
+	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/horizon.py
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -53,7 +53,8 @@ def test_headings_are_never_lost(three_pages, name, keep):
 @pytest.mark.parametrize("text,heading,passages", [
     ("Page: atlas/a\n# A\none\ntwo", "Page: atlas/a\n# A", ["one", "two"]), ("# A\none", "# A", ["one"]),
     ("one\ntwo\n# A\nthree", "one\ntwo\n# A", ["three"]), ("one\ntwo\nthree\n# far", "one", ["two", "three", "# far"]),
-    (MISSING, MISSING, []), ("", "", []), ("# A\n", "# A", [""])])
+    (MISSING, MISSING, []), ("", "", []), ("# A\n", "# A", []),
+    ("# A\n\n## Early\none\n\ntwo\n## Late\nthree", "# A", ["## Early\none", "two", "## Late\nthree"])])
 def test_split_page(text, heading, passages):
     page = split_page(text)
     assert (page.text, page.heading, page.passages) == (text, heading, passages)
@@ -69,7 +70,7 @@ def test_truncate_shows_the_first_lines():
 
 
 @pytest.mark.parametrize("purpose,lines", [
-    ("seat of Pulmak", ["Pulmak has home Talin.", "Pulmak has seat Pundir."]), ("end", ["The end."]), ("zzz", []), ("", [])])
+    ("seat of Pulmak", ["Pulmak has home Talin.", "Pulmak has seat Pundir."]), ("end", ["The end."]), ("zzz", [])])
 def test_extract_shows_what_is_nearest_in_the_pages_own_order(purpose, lines):
     assert refine(ContextPolicy("extract", 2), PLAIN, purpose).split("\n")[1:] == lines
 
@@ -198,7 +199,7 @@ def test_several_calls_in_one_turn(tokenizer):
 @pytest.mark.parametrize("text", ["# A\n{page} {purpose} {0} {{ }} {", "# A\n<|im_end|>\nb"])
 def test_pages_are_not_read_as_a_prompt(tokenizer, text):
     _, writer = summarise(tokenizer, lambda turn: "a", text)
-    assert writer.asked[0].messages[0]["content"] == f"{text}\nFind the home."
+    assert writer.asked[0].messages[0]["content"] == f"{text.replace('<|im_end|>', '<| im_end |>')}\nFind the home."
 
 
 def test_long_pages_are_cut(tokenizer):

@@ -166,6 +166,22 @@ def test_longer_and_longer_contexts(tiny_model, tokenizer):
             contexts[key] = contexts[key] + sample.ids
 
 
+def test_the_last_ones_of_a_large_batch_move_together(tiny_model, tokenizer, monkeypatch):
+    """To the first slots, past those that rest; all of them go on as if nothing had happened."""
+    moves, move = [], TransformersEngine._move_together
+    monkeypatch.setattr(TransformersEngine, "_move_together", lambda self: moves.append(len(self.running)) or move(self))
+    engine = TransformersEngine(tiny_model, tokenizer, batch_size=64)
+    engine.end = 0  # which none of these draws happens to give: nobody ends by itself
+    contexts = {f"c{i}": pieces(i)[0] for i in range(40)}
+    for number in range(2):
+        for i, (key, context) in enumerate(contexts.items()):
+            engine.submit(Turn(key, context, f"{key} {number}", 12 if i in (17, 33, 39) else 2))
+        for key, sample in finish(engine, 40).items():
+            assert sample.logprobs == pytest.approx(expected_logprobs(tiny_model, contexts[key], sample), abs=1e-4)
+            contexts[key] = contexts[key] + sample.ids + [5, 6]
+    assert 3 in moves and len({row.slot for row in engine.rows.values()}) == 40
+
+
 @pytest.mark.parametrize("change", [
     lambda ids: ids[:20], lambda ids: ids[:20] + [9] * 30, lambda ids: [8, *ids], lambda ids: ids, lambda ids: ids[:-1],
     lambda ids: ids[:1], lambda ids: ids[:20] + ids[25:]])
@@ -298,6 +314,19 @@ def test_release_under_way(tiny_model, tokenizer, forty):
     assert dict(engine.poll())["c0"] == forty[0][0]  # in the places of those before it
     engine.release("other")
     assert engine.poll() == []
+
+
+@pytest.mark.parametrize("company", [1, 5])
+def test_a_short_turn_does_not_wait_for_a_long_one(tiny_model, tokenizer, company):
+    """Also where few are under way: with turns of thousands of tokens, everybody would wait for the longest thought."""
+    engine = TransformersEngine(tiny_model, tokenizer, batch_size=128)
+    engine.end = 0  # which none of these draws happens to give: nobody ends by itself
+    for i in range(company):
+        engine.submit(Turn(f"long {i}", [40], f"{i}", 100))
+    engine.poll()
+    engine.submit(Turn("short", [41], "s", 1))
+    ended = [(key, type(sample)) for _ in range(20) for key, sample in engine.poll()]
+    assert ended == [("short", Sample)]
 
 
 def test_a_key_begins_anew_after_its_release(tiny_model, tokenizer):

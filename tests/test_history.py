@@ -1,5 +1,7 @@
 """Resets that shorten a conversation: what is kept of it, what is learned from it, and that they cannot go on for ever."""
 
+import json
+
 import pytest
 
 from agentcpm_kit.agent.context import ContextPolicy
@@ -50,14 +52,18 @@ def as_texts(history):
 
 
 def assert_valid_chat(messages):
-    """OpenAI's rule: each call has its result, right after the turn that made it, and no result is without a call."""
+    """OpenAI's rules: each call has its result, right after the turn that made it, no result is without a call, a list of
+    calls is not empty, and arguments are text."""
     open_calls = []
     for message in [*messages, {"role": "user"}]:
         if message["role"] == "tool":
             open_calls.remove(message["tool_call_id"])
         else:
             assert not open_calls, "calls without results"
-            open_calls = [call["id"] for call in message.get("tool_calls") or []]
+            calls = message.get("tool_calls", [])
+            assert calls or "tool_calls" not in message
+            assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls)
+            open_calls = [call["id"] for call in calls]
 
 
 # -- rendering
@@ -72,6 +78,7 @@ def test_pieces_join_to_what_the_template_renders_as_a_whole(renderer, stopped, 
     for number in range(4):
         call = ToolCall("fetch_url", {"url": ["atlas/Pulmak"], "purpose": f"{number}"})
         message = assistant_message("Find the page.", call=call)
+        message["tool_calls"] *= results
         speak(history, renderer.assistant_text(message), [RESULT] * results, stopped)
         structured += [message, *[{"role": "tool", "content": RESULT}] * results]
         assert history.ids == renderer.conversation(as_texts(history)) == renderer.conversation(structured)

@@ -85,7 +85,11 @@ def split_page(text: str) -> PageText:
     """Heading and passages (lines); the heading ends with the title line, or is the first line."""
     lines = text.split("\n")
     title = next((i for i, line in enumerate(lines[:3]) if line.startswith("# ")), 0)
-    return PageText(text, "\n".join(lines[: title + 1]), lines[title + 1:])
+    passages: list[str] = []
+    for line in filter(str.strip, lines[title + 1:]):  # a section's heading belongs to its first line
+        joins = passages and passages[-1].startswith("#") and "\n" not in passages[-1]
+        passages[-1:] = [f"{passages[-1]}\n{line}"] if joins else [*passages[-1:], line]
+    return PageText(text, "\n".join(lines[: title + 1]), passages)
 
 
 def purpose_of(arguments: dict) -> str:

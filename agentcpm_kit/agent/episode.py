@@ -9,9 +9,11 @@ calls; a turn with neither call nor answer ends the episode; tokens are recorded
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import KitError
 from ..profile import Limits
 from ..world.faults import FaultPlan, ToolFault
 from ..world.tasks import Task
@@ -19,7 +21,7 @@ from ..world.tools import SEPARATOR, Tools, ToolSet
 from .context import ContextPolicy, purpose_of, split_page
 from .engines.base import Engine, EngineFault, Sample, Turn
 from .history import History
-from .messages import Renderer, ToolCall, extract_answer, parse_tool_calls
+from .messages import Renderer, ToolCall, extract_answer, parse_tool_calls, without_control_tokens
 from .schedule import Condense, Job, Request, play_all
 from .trajectory import EndReason, Step, Trajectory, read_trajectories, write_trajectories
 
@@ -66,13 +68,33 @@ def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits:
     def opened() -> Iterator[Episode]:
         for name, task in zip(episode_names(tasks, seed, run), tasks, strict=True):
             if name not in skip:
-                toolset = tools(task, name)
+                toolset = _opened(tools, task, name)
                 key = json.dumps(toolset.schemas)
                 renderers.setdefault(key, Renderer(engine.tokenizer, toolset.schemas))
                 yield Episode(name, task, toolset, renderers[key], limits, policy, run)
 
     helpers = [policy.summariser.engine] if policy.summariser else []
     return play_all(opened(), engine, helpers, limits.max_seconds)
+
+
+@dataclass
+class NoTools:
+    """In the place of tools that could not be opened: every call is that fault."""
+
+    reason: str
+    schemas: tuple = ()
+
+    def call(self, name: str, arguments: dict) -> str:
+        raise ToolFault(self.reason)
+
+
+def _opened(tools: ToolFactory, task: Task, name: str) -> ToolSet:
+    try:
+        return tools(task, name)
+    except KitError:  # a mistake of the user's, who wants to know before hundreds of episodes have failed
+        raise
+    except Exception as error:
+        return NoTools(f"{type(error).__name__}: {error}")
 
 
 def episode_names(tasks: list[Task], seed: int, run: int) -> list[str]:
@@ -98,6 +120,9 @@ class Episode:
     def play(self) -> Play:
         """Turn after turn until one ends the episode. Yields what it waits for, see `schedule`."""
         try:
+            if len(self.history.ids) > self._room:
+                self._end(EndReason.CONTEXT_LIMIT, "the question leaves no room for a turn")
+                return
             while (reason := (yield from self._turn())) is None:
                 pass
             self._end(reason)
@@ -112,11 +137,13 @@ class Episode:
         step, calls, stopped = yield from self._think()
         if self.trajectory.answer is not None:
             return EndReason.ANSWERED
-        if not calls and not step.results:
+        if not calls and not step.errors:
             return EndReason.FORMAT_ERROR
         if self._repeated(step):
             return (yield from self._reset_or(EndReason.REPETITION))
-        yield Job(lambda: self._act(step, calls))
+        acted = step.model_copy()  # a tool that answers after the episode's end changes nothing
+        yield Job(lambda: self._act(acted, calls))
+        self.trajectory.steps[-1] = step = acted
         if self.policy.writes:
             yield from self._condense(step)
         return (yield from self._go_on(step, stopped))
@@ -135,13 +162,12 @@ class Episode:
         self.history.add_turn(sample.ids, sample.logprobs, text, parsed)
         step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(sample.ids),
                     context=len(self.history.contexts) - 1, engine_seconds=time.perf_counter() - started,
-                    calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls])
+                    calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls], errors=parsed.errors)
         self.trajectory.steps.append(step)
         self.trajectory.exact &= sample.exact
         self.trajectory.answer = extract_answer(parsed)
-        if not parsed.tool_calls and self.trajectory.answer is None:
+        if parsed.errors or (not parsed.tool_calls and self.trajectory.answer is None):
             step.status = "format_error"
-            step.results = [UNREADABLE] * bool(parsed.errors)
         return step, parsed.tool_calls, sample.stopped
 
     def _repeated(self, step: Step) -> bool:
@@ -158,20 +184,28 @@ class Episode:
 
     def _go_on(self, step: Step, stopped: bool) -> Play:
         """Hand the results over, unless a limit is reached."""
+        if limit := self._limit():
+            return limit
+        if self.history.add_results(step.results, stopped, self._room):
+            return None
+        return (yield from self._reset_or(EndReason.CONTEXT_LIMIT))
+
+    def _limit(self) -> EndReason | None:
+        """The limit that is reached, of those that no reset sets back."""
         total = self.limits.max_total_tokens
         if self.trajectory.turns >= self.limits.max_turns:
             return EndReason.TURN_LIMIT
         if total and self.trajectory.tokens_generated >= total:
             self.trajectory.message = f"{total} tokens sampled"
             return EndReason.CONTEXT_LIMIT
-        if self.history.add_results(step.results, stopped, self._room):
-            return None
-        return (yield from self._reset_or(EndReason.CONTEXT_LIMIT))
+        return None
 
     def _reset_or(self, reason: EndReason) -> Play:
         """Shorten the history, where the policy says so and it helps; else the reason to end."""
         if self.policy.history == "none":
             return reason
+        if limit := self._limit():
+            return limit
         if self.policy.history == "discard_tools":
             self.history.discard_tools()
         else:
@@ -182,7 +216,7 @@ class Episode:
         transcript, summariser = self.history.transcript(), self.policy.summariser
         if summariser is None:
             return self.policy.summary_by_extraction(transcript, self.task.question)
-        turn = summariser.history_turn(f"{self.name}#history", transcript, self.task.question)
+        turn = summariser.history_turn(f"{self.name}#{self.trajectory.turns}.history", transcript, self.task.question)
         return (yield from self._written(self.trajectory.steps[-1], [turn]))[0]
 
     def _written(self, step: Step, turns: list[Turn]) -> Play:
@@ -194,12 +228,13 @@ class Episode:
 
     def _condense(self, step: Step) -> Play:
         """Have the pages of the results written anew."""
+        key = f"{self.name}#{self.trajectory.turns}"
         for i, call in enumerate(step.calls):
             tokens = len(self.renderer.encode(step.results[i]))
             if not self.policy.applies(call["name"], call["arguments"], tokens):
                 continue
             pages = [split_page(page) for page in step.results[i].split(SEPARATOR)]
-            turns = [self.policy.summariser.page_turn(f"{self.name}#{i}.{j}", page.text, purpose_of(call["arguments"]))
+            turns = [self.policy.summariser.page_turn(f"{key}.{i}.{j}", page.text, purpose_of(call["arguments"]))
                      for j, page in enumerate(pages) if page.passages]
             written = iter((yield from self._written(step, turns)) if turns else [])
             shown = SEPARATOR.join(f"{page.heading}\n{next(written)}" if page.passages else page.text for page in pages)
@@ -207,15 +242,15 @@ class Episode:
             step.results[i] = shown
 
     def _act(self, step: Step, calls: list[ToolCall]) -> None:
-        """Run the calls in order (in a thread of the pool)."""
+        """Run the calls in order, in a thread; calls that could not be read are told to the agent after them."""
         started = time.perf_counter()
-        step.results = [self._call(step, call) for call in calls] or step.results
+        step.results = [self._call(step, call) for call in calls] + [UNREADABLE] * len(step.errors)
         step.tool_seconds = time.perf_counter() - started
 
     def _call(self, step: Step, call: ToolCall) -> str:
         """One result, refined where that needs no model. The agent's own mistakes are told to it."""
         try:
-            raw = self._with_retries(call)
+            raw = without_control_tokens(self._with_retries(call))
         except ValueError as error:
             step.status = "format_error"
             raw = f"Error: {error}."

@@ -4,6 +4,7 @@ Tokens are appended as they were sampled. Only a reset, or dropping earlier thin
 a new `Context`, in which nothing of the old turns is trained on a second time.
 """
 
+import json
 from dataclasses import dataclass
 
 from .messages import ParsedMessage, Renderer, first_messages, split_thinking
@@ -46,19 +47,22 @@ class History:
 
     def _chat(self, parsed: ParsedMessage) -> dict:
         number = len(self.messages)
-        calls = [{"id": f"call-{number}-{i}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-                 for i, c in enumerate(parsed.tool_calls)]
-        return {"role": "assistant", "reasoning_content": parsed.thinking, "content": parsed.content, "tool_calls": calls}
+        calls = [{"id": f"call-{number}-{i}", "type": "function",
+                  "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
+                 for i, call in enumerate(parsed.tool_calls)]
+        thinking = {"reasoning_content": parsed.thinking} if parsed.thinking else {}
+        return {"role": "assistant", **thinking, "content": parsed.content, **({"tool_calls": calls} if calls else {})}
 
     def add_results(self, results: list[str], stopped: bool, room: int) -> bool:
         """Add what the tools returned and open the next turn. `stopped`: the turn before had its end token.
 
         False when the context would have more than `room` tokens; then the messages are added, the tokens are not.
         """
-        calls = self.messages[-1].chat["tool_calls"]
+        calls = self.messages[-1].chat.get("tool_calls", [])
         for i, result in enumerate(results):
-            call = {"tool_call_id": calls[i]["id"]} if i < len(calls) else {}
-            self.messages.append(Message("tool", result, {"role": "tool", "content": result, **call}))
+            # Without a call, as where none could be read, servers take no message of a tool.
+            form = {"role": "tool", "tool_call_id": calls[i]["id"]} if i < len(calls) else {"role": "user"}
+            self.messages.append(Message("tool", result, {**form, "content": result}))
         if not self.keep_thinking:
             return self._render_again(room)
         piece = ([] if stopped else [self.renderer.end_id]) + self.renderer.tool_results(results)
@@ -74,7 +78,7 @@ class History:
 
     def discard_tools(self) -> None:
         """Drop all tool results, and then the last min(15, max(0, n - 10)) of the n messages that are left."""
-        left = [m for m in self.messages if m.role != "tool"]
+        left = [_without_calls(m) for m in self.messages if m.role != "tool"]
         drop = min(DROP_LAST, max(0, len(left) - KEEP_FIRST))
         self.messages = left[: len(left) - drop]
         self._render_again()
@@ -102,4 +106,13 @@ class History:
         return split_thinking(message.text)[1].strip()
 
     def chat(self) -> tuple[dict, ...]:
-        return tuple(m.chat for m in self.messages)
+        dropped = () if self.keep_thinking else ("reasoning_content",)
+        return tuple({k: v for k, v in m.chat.items() if k not in dropped} for m in self.messages)
+
+
+def _without_calls(message: Message) -> Message:
+    """The calls as text: servers refuse calls whose results are gone."""
+    if message.role != "assistant":
+        return message
+    chat = {k: v for k, v in message.chat.items() if k != "tool_calls"}
+    return Message("assistant", message.text, {**chat, "content": split_thinking(message.text)[1].strip()})

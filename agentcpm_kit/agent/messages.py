@@ -56,6 +56,7 @@ TAG = re.compile(r"</?think>|</?tool_call>")
 WHOLE_STRINGS = re.compile(r'(?:[^"<\\]++|"(?:[^"\\]++|\\.)*+"|<(?!/?think>|/?tool_call>))*+', re.DOTALL)
 CODE = re.compile(r"<code>(.*?)(?:</code>|\Z)", re.DOTALL)
 DECODER = json.JSONDecoder()
+CONTROL = re.compile(r"<\|(\w+)\|>")
 THINKING, CALL, CONTENT = "thinking", "call", "content"
 
 
@@ -167,6 +168,11 @@ def extract_answer(parsed: ParsedMessage) -> str | None:
     """Text of the last ``<answer>`` outside the thinking; None without one, or in a turn that also calls tools."""
     _, opened, rest = parsed.content.rpartition("<answer>")
     return rest.partition("</answer>")[0].strip() if opened and not parsed.tool_calls else None
+
+
+def without_control_tokens(text: str) -> str:
+    """A tool's text in which nothing reads as ``<|im_end|>`` or the like: a web page must not open a turn of its own."""
+    return CONTROL.sub(r"<| \1 |>", text)
 
 
 def first_messages(question: str) -> list[dict]:

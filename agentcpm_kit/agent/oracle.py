@@ -20,7 +20,7 @@ class OracleEngine:
         # The script writes assistant turns only, and those are rendered the same whatever tools there are.
         self.renderer = Renderer(tokenizer, tool_schemas())
         self.tasks = {task.task_id: task for task in tasks}
-        self.seen: dict[str, tuple[int, int]] = {}  # key -> turns written, tokens known
+        self.seen: dict[str, tuple[int, list[int]]] = {}  # key -> turns written, tokens known
         self.turns: list[Turn] = []
 
     def submit(self, turn: Turn) -> None:
@@ -36,12 +36,12 @@ class OracleEngine:
         return [(turn.key, self._write(turn)) for turn in turns]
 
     def _write(self, turn: Turn) -> Sample:
-        step, known = self.seen.get(turn.key, (0, 0))
-        new = turn.ids[known:] if known < len(turn.ids) else turn.ids  # all, after a history reset
+        step, known = self.seen.get(turn.key, (0, []))
+        new = turn.ids[len(known):] if turn.ids[: len(known)] == known else turn.ids  # all, where it was rendered again
         task = self.tasks[turn.key.rsplit("/", 1)[-1]]
         text = self.renderer.assistant_text(oracle_message(task, step, self.tokenizer.decode(new)))
         ids = [*self.renderer.encode(text), self.renderer.end_id]
-        self.seen[turn.key] = step + 1, len(turn.ids) + len(ids)
+        self.seen[turn.key] = step + 1, turn.ids + ids
         return Sample(ids, [0.0] * len(ids), True)
 
 

@@ -4,10 +4,11 @@ An episode is a generator that yields what it needs: a `Turn` of the model, a `J
 No episode waits for another. The order in which they are served depends on timing, what they are served does not.
 """
 
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 from ..world.faults import ToolFault
@@ -15,7 +16,6 @@ from .engines.base import Engine, EngineFault, Sample, Turn
 from .trajectory import Trajectory
 
 ENGINE_RETRIES = 2  # a turn that met a fault is asked again so often
-WORKERS = 32  # threads for tools: they wait for servers and processes more than they compute
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Playing:
     request: Request | None = None
     missing: dict[str, Turn] = field(default_factory=dict)
     samples: dict[str, Sample] = field(default_factory=dict)
-    faults: int = 0
+    faults: Counter = field(default_factory=Counter)  # by turn
 
 
 def play_all(episodes: Iterator, engine: Engine, helpers: list[Engine], max_seconds: float = 0.0) -> Iterator[Trajectory]:
@@ -54,18 +54,18 @@ def play_all(episodes: Iterator, engine: Engine, helpers: list[Engine], max_seco
     `helpers` are the engines that condense (the first one is used). After `max_seconds` (0: never) an episode ends as the
     fault of what it waits for.
     """
-    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="tools")
+    table = _Table(engine, helpers[0] if helpers else engine, max_seconds)
     try:
-        yield from _Table(engine, helpers[0] if helpers else engine, pool, max_seconds).play(episodes)
+        yield from table.play(episodes)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a hanging tool must not hold up the others' results
+        table.clear()
 
 
 class _Table:
     """State of `play_all`."""
 
-    def __init__(self, engine: Engine, helper: Engine, pool: ThreadPoolExecutor, max_seconds: float):
-        self.engine, self.helper, self.pool, self.max_seconds = engine, helper, pool, max_seconds
+    def __init__(self, engine: Engine, helper: Engine, max_seconds: float):
+        self.engine, self.helper, self.max_seconds = engine, helper, max_seconds
         self.engines = [engine] if helper is engine else [engine, helper]
         self.active: dict[str, Playing] = {}
         self.asked: dict[str, tuple[Playing, Engine]] = {}  # turns under way, by key
@@ -74,9 +74,10 @@ class _Table:
 
     def play(self, episodes: Iterator) -> Iterator[Trajectory]:
         while True:
-            while len(self.active) < max(1, self.engine.batch_size) and (episode := next(episodes, None)):
-                self._begin(episode)
-            if not self.active:
+            free = max(1, self.engine.batch_size)
+            while len(self.active) < free and not self.ended and (episode := next(episodes, None)):
+                self._begin(episode)  # may end at once, where its turn cannot be submitted
+            if not self.active and not self.ended:
                 return
             for engine in self.engines:
                 self._poll(engine)
@@ -84,6 +85,13 @@ class _Table:
             self._stop_late()
             while self.ended:
                 yield self.ended.popleft()
+
+    def clear(self) -> None:
+        """Leave nothing under way in the engines: a run that was interrupted may be repeated, with the same keys."""
+        for key, (_, engine) in self.asked.items():
+            engine.release(key)
+        for name in self.active:
+            self.engine.release(name)
 
     def _begin(self, episode) -> None:
         deadline = time.monotonic() + self.max_seconds if self.max_seconds else float("inf")
@@ -93,19 +101,20 @@ class _Table:
 
     def _go_on(self, playing: Playing, value=None, fault: Exception | None = None) -> None:
         """Hand an episode what it waited for, and take its next wish."""
-        playing.missing, playing.samples, playing.faults = {}, {}, 0
+        playing.missing, playing.samples, playing.faults = {}, {}, Counter()
         try:
             playing.request = playing.generator.throw(fault) if fault else playing.generator.send(value)
         except StopIteration:
             self._finish(playing)
             return
         if isinstance(playing.request, Job):
-            self.jobs[self.pool.submit(playing.request.work)] = playing
+            self.jobs[_in_thread(playing.request.work)] = playing
             return
         single = isinstance(playing.request, Turn)
-        for turn in [playing.request] if single else playing.request.turns:
-            playing.missing[turn.key] = turn
-            self._ask(playing, turn, self.engine if single else self.helper)
+        playing.missing = missing = {turn.key: turn for turn in ([playing.request] if single else playing.request.turns)}
+        for turn in missing.values():
+            if playing.missing is missing:  # else a turn before it was a fault, and the episode went on
+                self._ask(playing, turn, self.engine if single else self.helper)
 
     def _finish(self, playing: Playing) -> None:
         del self.active[playing.episode.name]
@@ -143,8 +152,8 @@ class _Table:
             self._go_on(playing, samples[0] if single else samples)
 
     def _again(self, playing: Playing, key: str, engine: Engine, fault: EngineFault) -> None:
-        playing.faults += 1
-        if playing.faults <= ENGINE_RETRIES:
+        playing.faults[key] += 1
+        if playing.faults[key] <= ENGINE_RETRIES:
             self._ask(playing, playing.missing[key], engine)
         else:
             self._drop_turns(playing)
@@ -160,7 +169,7 @@ class _Table:
         """Jobs that are done. Waits for one when no engine has anything to do."""
         if not self.jobs:
             return
-        idle = not self.asked
+        idle = not self.asked and not self.ended
         nearest = min(playing.deadline for playing in self.jobs.values()) - time.monotonic()
         timeout = (None if nearest == float("inf") else max(0.0, nearest)) if idle else 0
         done, _ = wait(self.jobs, timeout, FIRST_COMPLETED)
@@ -182,6 +191,20 @@ class _Table:
             fault = ToolFault(words) if isinstance(playing.request, Job) else EngineFault(words)
             self._drop_turns(playing)
             self._go_on(playing, fault=fault)
+
+
+def _in_thread(work: Callable[[], object]) -> Future:
+    """Run in a thread of its own: one that hangs takes no other's place, and does not keep Python from ending."""
+    future: Future = Future()
+
+    def run():
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="tool", daemon=True).start()
+    return future
 
 
 def _fault(error: Exception) -> EngineFault:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..errors import unknown
 from .engines.base import Engine, Sample, Turn
 from .messages import split_thinking
 
@@ -29,16 +30,22 @@ class Summariser:
     max_new_tokens: int = 1024
     max_page_tokens: int = 60_000
 
+    def __post_init__(self):
+        for name in (self.prompt, self.history_prompt):
+            if name not in (known := [path.stem for path in PROMPTS.glob("*.txt")]):
+                raise unknown("prompt", name, known)
+
     def page_turn(self, key: str, page: str, purpose: str) -> Turn:
         return self._turn(key, prompt_text(self.prompt).format(page=self._cut(page), purpose=purpose))
 
     def history_turn(self, key: str, transcript: str, question: str) -> Turn:
-        return self._turn(key, prompt_text(self.history_prompt).format(history=transcript, question=question))
+        history = self._cut(transcript, end=True)
+        return self._turn(key, prompt_text(self.history_prompt).format(history=history, question=question))
 
-    def _cut(self, page: str) -> str:
-        """The beginning of a page that is too long."""
-        ids = self.engine.tokenizer(page, add_special_tokens=False).input_ids
-        return page if len(ids) <= self.max_page_tokens else self.engine.tokenizer.decode(ids[: self.max_page_tokens])
+    def _cut(self, text: str, end: bool = False) -> str:
+        """The beginning, or the end, of a text that is too long."""
+        ids, most = self.engine.tokenizer(text, add_special_tokens=False).input_ids, self.max_page_tokens
+        return text if len(ids) <= most else self.engine.tokenizer.decode(ids[-most:] if end else ids[:most])
 
     def _turn(self, key: str, text: str) -> Turn:
         messages = ({"role": "user", "content": text},)

@@ -33,6 +33,7 @@ class Step(BaseModel):
     thinking: str = ""
     content: str = ""
     calls: list[dict[str, Any]] = []
+    errors: list[str] = []  # calls that could not be read
     results: list[str] = []
     status: str = "completed"  # or tool_failed, format_error, repeat_error (reference, section 7)
     context: int = 0
@@ -99,10 +100,17 @@ class Trajectory(BaseModel):
 
 
 def write_trajectories(path: Path, trajectories: list[Trajectory]) -> None:
-    """Append to a jsonl file, one line each."""
+    """Append to a jsonl file, one line each; a torn last line of a killed run is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(t.model_dump_json() + "\n" for t in trajectories)
+    with open(path, "ab+") as file:
+        if file.tell() and not _ends_whole(file):
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.writelines(t.model_dump_json().encode() + b"\n" for t in trajectories)
+
+
+def _ends_whole(file) -> bool:
+    file.seek(-1, 2)
+    return file.read(1) == b"\n"
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
@@ -111,13 +119,11 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     Raises:
         ValueError: a line before the last is not a trajectory; names the line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    *lines, _ = path.read_bytes().split(b"\n")  # bytes: text breaks at more characters, and a torn one is no text
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found.append(Trajectory.model_validate_json(line))
         except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
             raise ValueError(f"{path.name}, line {number}: not a trajectory") from error
     return found

@@ -5,6 +5,7 @@ that notebooks fall back to (data/models/micro-*), stores the executed notebooks
 the tables between the markers of README.md.
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -127,7 +128,16 @@ def costs_table(_profile: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table}
+def rollouts_table(_profile: str) -> str:
+    """Markdown table of benchmarks/rollout.py."""
+    lines = ["| who generates | episodes/s | tokens/s | ours is faster by | same answers |", "| --- | --- | --- | --- | --- |"]
+    for r in json.loads((reference_folder("benchmarks") / "rollout/rollout.json").read_text())["rows"]:
+        values = (r["what"], r["episodes_per_s"], f"{r['tokens_per_s']:,.0f}", r["kit_is_faster"], f"{r['equal_answers']:.1%}")
+        lines.append(f"| {' | '.join(map(str, values))} |")
+    return "\n".join(lines)
+
+
+TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
 
 
 def with_tables(text: str, profile: str) -> str:

@@ -235,19 +235,16 @@ def assert_sampled_tokens(batch: dict, trajectories: list[Trajectory]) -> None:
         if not trajectory.exact or len(trajectory.contexts) != 1:
             raise KitError(f"RL needs the sampled ids in one context; episode {trajectory.episode} has "
                            f"{len(trajectory.contexts)} contexts, exact ids: {trajectory.exact}")
-        sampled = [(token, logprob) for token, learned, logprob in _completion(trajectory) if learned]
-        trained = batch["completion_mask"][row] * batch["tool_mask"][row] != 0
-        ids = batch["completion_ids"][row][trained].tolist()
-        logprobs = batch["sampling_per_token_logps"][row][trained].tolist()
-        same = ids == [token for token, _ in sampled]
-        if not same or any(abs(a - b) > 1e-4 for a, (_, b) in zip(logprobs, sampled, strict=True)):
+        context, size = trajectory.context, len(trajectory.context.token_ids) - trajectory.context.prompt_length
+        real, ids = batch["completion_mask"][row], batch["completion_ids"][row][:size].tolist()
+        trained = (real * batch["tool_mask"][row]).bool().tolist()
+        gaps = [abs(a - b) for a, b, t in zip(batch["sampling_per_token_logps"][row].tolist(), context.logprobs[-size:], trained,
+                                              strict=False) if t] if size else []
+        mask = context.loss_mask[context.prompt_length:]
+        if not (int(real.sum()) == size and ids == context.token_ids[context.prompt_length:]
+                and trained == [bool(m) for m in mask] + [False] * (len(trained) - size)
+                and all(gap <= 1e-4 for gap in gaps)):  # also false where a log-prob is no number
             raise KitError(f"episode {trajectory.episode}: the tokens to train on are not those that were sampled")
-
-
-def _completion(trajectory: Trajectory) -> list[tuple[int, int, float]]:
-    context = trajectory.context
-    rows = zip(context.token_ids, context.loss_mask, context.logprobs, strict=True)
-    return list(rows)[context.prompt_length:]
 
 
 def _rewards(prompts, completions, kit_reward, **kwargs) -> list[float]:

@@ -70,13 +70,17 @@ def generate_turns(engine: Engine, turns: Iterable[Turn]) -> list[Sample | Engin
     """All turns, at most `batch_size` at once; each conversation is forgotten after its turn. In the turns' order."""
     waiting, active, found = list(turns), set(), {}
     order = [turn.key for turn in waiting]
-    while waiting or active:
-        while waiting and len(active) < engine.batch_size:
-            turn = waiting.pop(0)
-            active.add(turn.key)
-            engine.submit(turn)
-        for key, sample in engine.poll():
-            found[key] = sample
-            active.discard(key)
+    try:
+        while waiting or active:
+            while waiting and len(active) < engine.batch_size:
+                turn = waiting.pop(0)
+                active.add(turn.key)
+                engine.submit(turn)
+            for key, sample in engine.poll():
+                found[key] = sample
+                active.discard(key)
+                engine.release(key)
+    finally:  # interrupted, the same keys may be asked for again
+        for key in active:
             engine.release(key)
     return [found[key] for key in order]

@@ -18,7 +18,7 @@ KEYS = 512  # prompts look at a multiple of so many keys, for the same reason: a
 KEYS_OF_ONE = 64  # a single token may look at fewer
 CHUNK = 1024  # tokens of one row that a pass feeds at most: bounds the memory of attention
 PREFILL_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
-PATIENCE = 8  # new prompts wait until there are an eighth of a batch of them, or nothing else runs
+PATIENCE = 8  # new prompts wait until there is one for eight turns that run
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -62,59 +62,60 @@ class TransformersEngine:
         self.rows: dict[str, Row] = {}  # in the order of their last use
         self.waiting: dict[str, Turn] = {}
         self.running: dict[str, Row] = {}
-        self.refused: Ended = []
+        self.ended: Ended = []  # not reported yet
         self.cache = None
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit and len(turn.ids) + turn.max_new_tokens > limit:
             words = f"{len(turn.ids)} tokens and a turn of {turn.max_new_tokens} exceed the model's context of {limit}"
-            self.refused.append((turn.key, EngineFault(words)))
+            self.ended.append((turn.key, EngineFault(words)))
         else:
             self.waiting[turn.key] = turn
 
     def release(self, key: str) -> None:
         for known in (self.waiting, self.running, self.rows):
             known.pop(key, None)
+        self.ended = [(ended, result) for ended, result in self.ended if ended != key]
 
     def poll(self) -> Ended:
         """One pass through the model: prompts when there are some together or nothing else to do, then a token each."""
         import torch
 
-        ended, self.refused = self.refused, []
         try:
             with torch.inference_mode():
-                ended += self._pass()
-        except (RuntimeError, MemoryError) as error:  # torch's errors; running out of memory is one of them
-            ended += self._fail(error)
+                self._pass()
+        except Exception as error:  # after any error, what the rows hold cannot be trusted
+            self._fail(error)
+        ended, self.ended = self.ended, []
         return ended
 
-    def _pass(self) -> Ended:
-        patient = self.running and len(self.waiting) * PATIENCE < self.batch_size
+    def _pass(self) -> None:
+        patient = len(self.waiting) * PATIENCE < len(self.running)
         if rows := {} if patient else self._admit():
-            return self._prefill(rows)
-        return self._decode() if self.running else []
+            self._prefill(rows)
+        elif self.running:
+            self._decode()
 
-    def _fail(self, error: Exception) -> Ended:
+    def _fail(self, error: Exception) -> None:
         fault = EngineFault(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         if "memory" in f"{type(error).__name__} {error}".lower():
             self.batch_size = max(1, self.batch_size // 2)
-        under_way = [*self.waiting, *self.running]
+        ended = self.ended + [(key, fault) for key in (*self.waiting, *self.running)]
         self.forget()
-        return [(key, fault) for key in under_way]
+        self.ended = ended
 
-    def _prefill(self, rows: dict[str, Row]) -> Ended:
+    def _prefill(self, rows: dict[str, Row]) -> None:
         """Feed the contexts of waiting turns, and sample the first token of each."""
         pieces = [row.take(self.waiting.pop(key)) for key, row in rows.items()]
-        self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
         self.running |= rows
-        fed, ended = list(zip(rows.values(), pieces, strict=True)), []
+        self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
+        fed = list(zip(rows.values(), pieces, strict=True))
         for start in range(0, max(map(len, pieces)), CHUNK):
             part = [(row, piece[start: start + CHUNK]) for row, piece in fed if len(piece) > start]
             logits = self._feed([row for row, _ in part], [piece for _, piece in part])
             last = [i for i, (row, _) in enumerate(part) if len(row.cached) == len(row.turn.ids)]
-            ended += self._sample([part[i][0] for i in last], logits[last])
-        return ended
+            self._sample([part[i][0] for i in last], logits[last])
 
     def _admit(self) -> dict[str, Row]:
         """Rows for as many waiting turns as one pass may feed; new conversations may take the slots of resting ones."""
@@ -125,7 +126,7 @@ class TransformersEngine:
             if row is None:
                 continue
             self.rows[key] = row  # now the last one used
-            width = max(width, len(turn.ids) - len(row.cached))
+            width = max(width, len(turn.ids) - shared_length(row.cached, turn.ids))
             if chosen and (len(chosen) + 1) * min(width, CHUNK) > PREFILL_TOKENS:
                 break
             chosen[key] = row
@@ -162,7 +163,7 @@ class TransformersEngine:
         logits = self._forward([row.slot for row in rows], starts, tokens, longest, kept)
         return logits[list(range(len(rows))), [kept.index(len(piece) - 1) for piece in pieces]]
 
-    def _decode(self) -> Ended:
+    def _decode(self) -> None:
         """One more token for every running turn. Slots between them are fed too, at a place that nobody looks at."""
         rows = list(self.running.values())
         slots = round_up(max(row.slot for row in rows) + 1, ALIGN)
@@ -178,7 +179,7 @@ class TransformersEngine:
         logits = self._forward(None, starts, tokens, max(len(row.cached) for row in rows) + 1, [0])
         for row in rows:
             row.cached.append(row.ids[-1])
-        return self._sample(rows, logits[[row.slot for row in rows], 0])
+        self._sample(rows, logits[[row.slot for row in rows], 0])
 
     def _move_together(self) -> None:
         """Running rows to the first slots."""
@@ -209,8 +210,8 @@ class TransformersEngine:
                          past_key_values=self.cache, use_cache=True, logits_to_keep=torch.tensor(kept, device=device))
         return out.logits
 
-    def _sample(self, rows: list[Row], logits) -> Ended:
-        """Append a token to each row; the turns that ended with it."""
+    def _sample(self, rows: list[Row], logits) -> None:
+        """Append a token to each row, and end the turns that end with it."""
         import torch
 
         if self.temperature == 0:
@@ -218,22 +219,20 @@ class TransformersEngine:
             tokens = logprobs.argmax(-1)
         else:
             logprobs = torch.log_softmax(logits.float() / self.temperature, -1)
-            draws = torch.tensor([row.stream.random() for row in rows], device=logits.device)
-            tokens = (logprobs.exp().cumsum(-1) < draws[:, None]).sum(-1).clamp(max=logprobs.shape[-1] - 1)
+            sums = logprobs.exp().cumsum(-1)
+            draws = torch.tensor([row.stream.random() for row in rows], device=logits.device) * sums[:, -1]  # about 1
+            tokens = (sums < draws[:, None]).sum(-1)
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+        if not chosen.isfinite().all():
+            raise FloatingPointError("the model's logits are no numbers")
         for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)
-        return self._ended(rows)
-
-    def _ended(self, rows: list[Row]) -> Ended:
-        ended = []
         for row in rows:
             stopped = row.ids[-1] == self.end
             if stopped or len(row.ids) >= row.turn.max_new_tokens:
                 self.running.pop(row.turn.key, None)
-                ended.append((row.turn.key, Sample(row.ids, row.logprobs, stopped)))
-        return ended
+                self.ended.append((row.turn.key, Sample(row.ids, row.logprobs, stopped)))
 
 
 def shared_length(first: list[int], second: list[int]) -> int:

@@ -1,0 +1,92 @@
+"""The benchmarks of the agent loop run, and count what they say they count. No time is asserted."""
+
+import itertools
+import json
+import math
+import sys
+
+import pytest
+
+from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
+from agentcpm_kit.profile import repo_root
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(repo_root() / "benchmarks")
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--threads", "1", *map(str, arguments)])
+    return module.main()
+
+
+def test_rollout_compares_all_arms(monkeypatch, tmp_path):
+    import rollout
+
+    monkeypatch.setattr(rollout, "find_spec", lambda name: None)  # vLLM takes long to start
+    run(rollout, monkeypatch, "--tasks", 4, "--few", 1, "--batch", 3, "--rounds", 1, "--out", tmp_path)
+    result = json.loads((tmp_path / "rollout.json").read_text())
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert rows.keys() == rollout.ARMS.keys() - {"kit, vLLM"} and result["replay_differs"] == 0
+    assert {arm: row["episodes"] for arm, row in rows.items()} == dict.fromkeys(rows, 4) | {"one by one": 1}
+    assert all(row["equal_answers"] == 1.0 for row in rows.values())
+    assert math.isclose(sum(part["share"] for part in result["parts"]), 1, abs_tol=0.001)
+    assert (tmp_path / "rollout.png").stat().st_size < 100_000 and result["env"]["packages"]["trl"]
+
+
+@pytest.mark.parametrize("part,history", [("script", "discard_tools"), ("model", "discard_tools"), ("model", "discard_all")])
+def test_horizon_loses_nothing(monkeypatch, tmp_path, part, history):
+    import horizon
+
+    out = tmp_path / "horizon.json"
+    monkeypatch.setattr(horizon, "AGAIN", {7: 4, 1: 1})
+    code = run(horizon, monkeypatch, "--part", part, "--episodes", 4, "--turns", 14, "--faults", 0.25, "--batch", 3,
+               "--history", history, "--out", out)
+    result = json.loads(out.read_text())[part]
+    assert code == 0 and not any(result[key] for key in ("lost", "twice", "wrong_reasons"))
+    assert sum(result["end_reasons"].values()) == 4 and [row["episodes"] for row in result["again"]] == [4, 1]
+    if part == "model":
+        assert result["contexts"] > 4 and result["end_reasons"].keys() <= {"turn_limit", "tool_fault"}
+
+
+def test_horizon_notices_a_reason_that_the_tools_did_not_see(monkeypatch):
+    import horizon_parts
+
+    part = horizon_parts.script_part(1, 3, 0.1)
+    trajectory = Trajectory(episode="e", task_id="long-0", question="", end_reason=EndReason.TOOL_FAULT,
+                            steps=[Step(status="tool_failed")])
+    assert not part.is_right(trajectory, part.tasks[0])
+    part.watches["e"].given_up = 1
+    assert part.is_right(trajectory, part.tasks[0])
+    trajectory.end_reason = EndReason.ANSWERED
+    assert not part.is_right(trajectory, part.tasks[0])
+
+
+def test_a_fingerprint_sees_the_last_bit():
+    import horizon
+
+    def marked(logprob):
+        return horizon.fingerprint(Trajectory(task_id="t", question="", contexts=[Context(token_ids=[5], logprobs=[logprob])]))
+
+    assert marked(-0.5) == marked(-0.5) != marked(math.nextafter(-0.5, 0))
+
+
+def test_expected_faults():
+    """Two calls, each given up with 0.5 ** 3: 1 - (7 / 8) ** 2 = 15 / 64."""
+    import horizon
+    import horizon_parts
+
+    part = horizon_parts.Part([], [2, 2], None, None, None, horizon_parts.fault_plan(0.5))
+    assert horizon.expected_faults(part, 1)["expected_share"] == round(15 / 64, 4)
+
+
+def test_a_stopwatch_counts_seconds_once(monkeypatch):
+    """Each look at the clock takes a second: the inner call takes 1, the outer one 3 with the inner one in it."""
+    import rollout_arms
+
+    monkeypatch.setattr(rollout_arms.time, "perf_counter", itertools.count().__next__)
+    watch = rollout_arms.Stopwatch()
+    inner = watch.around(lambda: None, "inner")
+    watch.around(inner, "outer")()
+    assert watch.seconds == {"inner": 1, "outer": 2}
