@@ -4,8 +4,8 @@
     python benchmarks/horizon.py --part script --episodes 50     # one part, fewer episodes
 
 `script`: the oracle plays the gold paths of many encyclopedia tasks in a row, with real calls and real evidence. `model`:
-micro-merge, greedy. Left alone it answers after three calls, so its tokens are guided: it may think, must then read one of
-the pages it knows of, and can never answer; when the context is full, the history is reset (`--history`).
+micro-merge, greedy. Left alone it answers after three calls, so its tokens are guided: it may think, must then read a page
+of its choice, and can never answer; when the context is full, the history is reset (`--history`).
 
 Each part is streamed once, nothing is kept, and the process's memory is sampled. Then the first episodes are played again
 at batch sizes 1, 7 and 48 and compared with the stream, token by token and log-prob by log-prob. The tools keep their own
@@ -15,6 +15,7 @@ last one less the second; the worlds are in memory before.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ import threading
 import time
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from horizon_parts import Part, model_part, script_part
@@ -35,7 +37,7 @@ from agentcpm_kit.files import write_json
 from agentcpm_kit.profile import set_seed
 
 AGAIN = {48: 48, 7: 48, 1: 4}  # batch size -> how many of the episodes are played again
-SAMPLE_S = 0.1
+SAMPLE_S = 0.5
 
 
 class Memory:
@@ -50,7 +52,9 @@ class Memory:
     def _sample(self) -> None:
         import psutil
 
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc keeps what was freed, in holes
         while not self.over.wait(SAMPLE_S):
+            give_back(0)
             self.mb.append(psutil.Process().memory_info().rss / 2**20)
 
     def __exit__(self, *_) -> None:
@@ -58,7 +62,7 @@ class Memory:
         self.thread.join()
 
     def summary(self) -> dict:
-        quarters = [self.mb[len(self.mb) * i // 4: len(self.mb) * (i + 1) // 4] or [0.0] for i in range(4)]
+        quarters = [self.mb[len(self.mb) * i // 4: len(self.mb) * (i + 1) // 4] or self.mb or [0.0] for i in range(4)]
         medians = list(map(statistics.median, quarters))
         return {"memory_mb": [round(m) for m in medians], "peak_mb": round(max(self.mb or [0.0])),
                 "growth_mb": round(medians[3] - medians[1], 1)}
@@ -112,16 +116,23 @@ def expected_faults(part: Part, found: int) -> dict:
             "sigmas": round((found - sum(shares)) / spread, 2) if spread else 0.0}
 
 
-def play_again(part: Part, prints: dict[str, str]) -> list[dict]:
-    rows = []
-    for size, count in AGAIN.items():
-        part.watches.clear()
-        tasks = part.tasks[:count]
-        found = run_episodes(tasks, part.engine(size), part.tools, part.limits, part.policy)
-        moved = sum(t.episode != name for t, name in zip(found, episode_names(tasks, 0, 0), strict=True))
-        differ = sum(fingerprint(t) != prints.get(t.episode) for t in found)
-        rows.append({"batch_size": size, "episodes": len(found), "out_of_order": moved, "differ": differ})
-    return rows
+def play_again(part: Part, prints: dict[str, str], size: int, count: int) -> dict:
+    """The first `count` episodes at another batch size, beside what they were."""
+    part.watches.clear()
+    tasks = part.tasks[:count]
+    found = run_episodes(tasks, part.engine(size), part.tools, part.limits, part.policy)
+    moved = sum(t.episode != name for t, name in zip(found, episode_names(tasks, 0, 0), strict=True))
+    differ = sum(fingerprint(t) != prints.get(t.episode) for t in found)
+    return {"batch_size": size, "episodes": len(found), "out_of_order": moved, "differ": differ}
+
+
+def run_part(part: Part, size: int) -> Iterator[dict]:
+    """What is known of a part, growing."""
+    summary, prints = stream(part, size)
+    yield (result := summary | {"again": []})
+    for again in AGAIN.items():
+        result["again"].append(play_again(part, prints, *again))
+        yield result
 
 
 def main() -> int:
@@ -138,14 +149,12 @@ def main() -> int:
     set_seed(0, args.threads)
     sizes = args.episodes, args.turns, args.faults
     makers = {"script": lambda: script_part(*sizes), "model": lambda: model_part(*sizes, args.history)}
-    result, env = {}, describe(0)
+    result, about = {}, {"command": " ".join(sys.argv), "env": describe(0)}
     for name in [args.part] if args.part else makers:
-        part = makers[name]()
-        summary, prints = stream(part, args.batch)
-        result[name] = summary | {"again": play_again(part, prints)}
+        for result[name] in run_part(makers[name](), args.batch):
+            if args.out:
+                write_json(args.out, result | about)
         print(json.dumps({name: result[name]}), flush=True)
-    if args.out:
-        write_json(args.out, result | {"command": " ".join(sys.argv), "env": env})
     bad = sum(r[key] for r in result.values() for key in ("lost", "twice", "wrong_reasons"))
     bad += sum(row[key] for r in result.values() for row in r["again"] for key in ("out_of_order", "differ"))
     return 1 if bad else 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agentcpm_kit.agent.context import ContextPolicy
-from agentcpm_kit.agent.engines import Engine, TransformersEngine, load_model
+from agentcpm_kit.agent.engines import Engine, TransformersEngine, Turn, load_model
 from agentcpm_kit.agent.episode import TOOL_RETRIES
 from agentcpm_kit.agent.oracle import OracleEngine
 from agentcpm_kit.agent.trajectory import EndReason, Trajectory
@@ -16,7 +16,6 @@ from agentcpm_kit.micro.tokenizer import CHAT_TEMPLATE, SPECIALS
 from agentcpm_kit.profile import Limits, load_profile, repo_root
 from agentcpm_kit.world import FaultPlan, Task, Tools, load_family
 from agentcpm_kit.world.faults import KINDS, TOOLS, ToolFault
-from agentcpm_kit.world.plain.facts import name_pool
 
 FAMILIES = ("deep", "multihop", "constraints", "navigate", "assist")  # they share their worlds
 SLOW, SLOW_S = 0.02, 0.02  # share of calls that are slow, and by how many seconds
@@ -124,17 +123,20 @@ def script_part(episodes: int, turns: int, faults: float) -> Part:
 
 
 class Explorer(TransformersEngine):
-    """Up to `THOUGHT` tokens of thinking, then a call that is given but for the page: one the context names, not read yet."""
+    """Up to `THOUGHT` tokens of thinking, then a call that is given but for the page, which the model chooses.
 
-    def __init__(self, model, tokenizer, batch_size: int):
+    It has the choice among the pages that its context names and has not read; if there is none, among all of the world's.
+    """
+
+    def __init__(self, model, tokenizer, tasks: list[Task], batch_size: int):
         super().__init__(model, tokenizer, 0.0, batch_size)
         before, after = map(self._encode, ('\n<tool_call>{"name": "fetch_url", "arguments": {"url": ["atlas/',
                                            '"], "purpose": "read"}}</tool_call>'))
         self.script, self.url = [*before, None, *after, self.end], before[-2]
-        self.close = tokenizer.convert_tokens_to_ids("</think>")
+        self.open, self.close = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
         special = set(tokenizer.convert_tokens_to_ids(SPECIALS)) - {self.close}
         self.thinking = [i for i in range(len(tokenizer)) if i not in special]
-        self.names = {self._encode(name)[0] for name in name_pool()}
+        self.pages = {task.task_id: {self._encode(url)[1] for url in task.open_world().urls} for task in tasks}
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -147,13 +149,14 @@ class Explorer(TransformersEngine):
 
     def _allowed(self, row) -> list[int]:
         if self.close not in row.ids:
-            return self.thinking if len(row.ids) < THOUGHT else [self.close]
+            return [self.open] if not row.ids else self.thinking if len(row.ids) <= THOUGHT else [self.close]
         token = self.script[len(row.ids) - row.ids.index(self.close) - 1]
-        return self._pages(row.turn.ids) if token is None else [token]
+        return self._choice(row.turn) if token is None else [token]
 
-    def _pages(self, ids: list[int]) -> list[int]:
-        read = {ids[i + 2] for i, token in enumerate(ids[:-2]) if token == self.url}
-        return sorted(self.names.intersection(ids) - read) or sorted(self.names)
+    def _choice(self, turn: Turn) -> list[int]:
+        pages, ids = self.pages[turn.key.rsplit("/", 1)[-1]], turn.ids
+        unread = pages - {ids[i + 2] for i, token in enumerate(ids[:-2]) if token == self.url}
+        return sorted(unread.intersection(ids) or unread)
 
 
 def model_part(episodes: int, turns: int, faults: float, history: str) -> Part:
@@ -162,6 +165,6 @@ def model_part(episodes: int, turns: int, faults: float, history: str) -> Part:
     tasks = suite(profile, "test", -(-episodes // len(profile.evaluation.hops)))
     model, tokenizer = load_model(repo_root() / "data/models/micro-merge")
     limits = profile.limits.model_copy(update={"max_turns": turns, "max_repetitions": 10**9})
-    return Part(tasks[:episodes], [turns] * episodes, lambda size: Explorer(model, tokenizer, size), limits,
+    return Part(tasks[:episodes], [turns] * episodes, lambda size: Explorer(model, tokenizer, tasks, size), limits,
                 lambda t, _: t.end_reason == EndReason.TURN_LIMIT and t.turns == turns, fault_plan(faults),
                 ContextPolicy(history=history))

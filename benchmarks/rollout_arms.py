@@ -206,6 +206,7 @@ def _pass_of(engine, slots, *_) -> str:
 PARTS = [(TransformersEngine, "_forward", _pass_of), (TransformersEngine, "_sample", "sampling"),
          (TransformersEngine, "poll", "batching and cache"), (episode, "parse_tool_calls", "parsing"),
          (episode, "extract_answer", "parsing"), (schedule, "wait", "waiting for tools"),
+         (schedule, "_in_thread", "starting tools"),  # Python runs one thread at a time: this is time of theirs
          *[(Renderer, name, "rendering and tokenising") for name in ("prompt", "conversation", "tool_results", "encode")],
          (Sample, "text", "rendering and tokenising")]
 

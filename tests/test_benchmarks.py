@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
-from agentcpm_kit.profile import repo_root
+from agentcpm_kit.profile import load_profile, repo_root
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +38,19 @@ def test_rollout_compares_all_arms(monkeypatch, tmp_path):
 @pytest.mark.parametrize("part,history", [("script", "discard_tools"), ("model", "discard_tools"), ("model", "discard_all")])
 def test_horizon_loses_nothing(monkeypatch, tmp_path, part, history):
     import horizon
+    import horizon_parts
 
-    out = tmp_path / "horizon.json"
-    monkeypatch.setattr(horizon, "AGAIN", {7: 4, 1: 1})
-    code = run(horizon, monkeypatch, "--part", part, "--episodes", 4, "--turns", 14, "--faults", 0.25, "--batch", 3,
+    micro, out = load_profile("micro"), tmp_path / "horizon.json"
+    narrow = micro.model_copy(update={"limits": micro.limits.model_copy(update={"max_context_tokens": 320})})
+    monkeypatch.setattr(horizon_parts, "load_profile", lambda name: narrow)  # so that few turns fill it
+    monkeypatch.setattr(horizon, "AGAIN", {7: 2})
+    code = run(horizon, monkeypatch, "--part", part, "--episodes", 3, "--turns", 8, "--faults", 0.2, "--batch", 2,
                "--history", history, "--out", out)
     result = json.loads(out.read_text())[part]
     assert code == 0 and not any(result[key] for key in ("lost", "twice", "wrong_reasons"))
-    assert sum(result["end_reasons"].values()) == 4 and [row["episodes"] for row in result["again"]] == [4, 1]
+    assert sum(result["end_reasons"].values()) == 3 and [row["episodes"] for row in result["again"]] == [2]
     if part == "model":
-        assert result["contexts"] > 4 and result["end_reasons"].keys() <= {"turn_limit", "tool_fault"}
+        assert result["contexts"] > 3 and result["end_reasons"].keys() <= {"turn_limit", "tool_fault"}
 
 
 def test_horizon_notices_a_reason_that_the_tools_did_not_see(monkeypatch):

@@ -8,8 +8,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 from ..world.faults import ToolFault
 from .engines.base import Engine, EngineFault, Sample, Turn
@@ -69,7 +69,8 @@ class _Table:
         self.engines = [engine] if helper is engine else [engine, helper]
         self.active: dict[str, Playing] = {}
         self.asked: dict[str, tuple[Playing, Engine]] = {}  # turns under way, by key
-        self.jobs: dict[Future, Playing] = {}
+        self.jobs: dict[int, Playing] = {}  # by number
+        self.job, self.threads = 0, Threads()
         self.ended: deque[Trajectory] = deque()
 
     def play(self, episodes: Iterator) -> Iterator[Trajectory]:
@@ -92,6 +93,7 @@ class _Table:
             engine.release(key)
         for name in self.active:
             self.engine.release(name)
+        self.threads.close()
 
     def _begin(self, episode) -> None:
         deadline = time.monotonic() + self.max_seconds if self.max_seconds else float("inf")
@@ -108,7 +110,9 @@ class _Table:
             self._finish(playing)
             return
         if isinstance(playing.request, Job):
-            self.jobs[_in_thread(playing.request.work)] = playing
+            self.job += 1
+            self.jobs[self.job] = playing
+            self.threads.run(self.job, playing.request.work)
             return
         single = isinstance(playing.request, Turn)
         playing.missing = missing = {turn.key: turn for turn in ([playing.request] if single else playing.request.turns)}
@@ -172,13 +176,9 @@ class _Table:
         idle = not self.asked and not self.ended
         nearest = min(playing.deadline for playing in self.jobs.values()) - time.monotonic()
         timeout = (None if nearest == float("inf") else max(0.0, nearest)) if idle else 0
-        done, _ = wait(self.jobs, timeout, FIRST_COMPLETED)
-        for future in done:
-            playing = self.jobs.pop(future)
-            fault = future.exception()
-            if fault and not isinstance(fault, ToolFault):
-                fault = ToolFault(f"{type(fault).__name__}: {fault}")
-            self._go_on(playing, fault=fault)
+        for job, fault in self.threads.ended(timeout):
+            if playing := self.jobs.pop(job, None):  # else its episode's time was up
+                self._go_on(playing, fault=fault)
 
     def _stop_late(self) -> None:
         """End episodes whose time is up."""
@@ -187,24 +187,52 @@ class _Table:
         now = time.monotonic()
         for playing in [p for p in self.active.values() if p.deadline < now]:
             words = f"no answer within the episode's {self.max_seconds:g} s"
-            self.jobs = {future: p for future, p in self.jobs.items() if p is not playing}
+            self.jobs = {job: p for job, p in self.jobs.items() if p is not playing}
             fault = ToolFault(words) if isinstance(playing.request, Job) else EngineFault(words)
             self._drop_turns(playing)
             self._go_on(playing, fault=fault)
 
 
-def _in_thread(work: Callable[[], object]) -> Future:
-    """Run in a thread of its own: one that hangs takes no other's place, and does not keep Python from ending."""
-    future: Future = Future()
+class Threads:
+    """Daemon threads that take one job after another. There is always one for a job: a hanging tool takes no other's place,
+    and does not keep Python from ending."""
 
-    def run():
+    def __init__(self):
+        self.todo: SimpleQueue = SimpleQueue()
+        self.done: SimpleQueue = SimpleQueue()
+        self.count = self.busy = 0
+
+    def run(self, key: int, work: Callable[[], object]) -> None:
+        """Do `work`; then `key` and the fault that it met, or None, are in `done`."""
+        self.busy += 1
+        if self.busy > self.count:
+            self.count += 1
+            threading.Thread(target=self._serve, name="tool", daemon=True).start()
+        self.todo.put((key, work))
+
+    def _serve(self) -> None:
+        while (job := self.todo.get()) is not None:
+            key, work = job
+            try:
+                work()
+                fault = None
+            except BaseException as error:
+                fault = error if isinstance(error, ToolFault) else ToolFault(f"{type(error).__name__}: {error}")
+            self.done.put((key, fault))
+
+    def ended(self, timeout: float | None) -> list[tuple[int, ToolFault | None]]:
+        """Jobs that ended since; if there is none, the first one within `timeout` seconds (None: however long)."""
+        found = []
         try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
+            while True:
+                found.append(self.done.get(timeout=0 if found else timeout))
+        except Empty:
+            self.busy -= len(found)
+            return found
 
-    threading.Thread(target=run, name="tool", daemon=True).start()
-    return future
+    def close(self) -> None:
+        for _ in range(self.count):
+            self.todo.put(None)
 
 
 def _fault(error: Exception) -> EngineFault:

@@ -2,11 +2,56 @@
 
 Position i of a row always holds token i, whoever shares the batch. So a row can be taken up again turns later, cut back to a
 shared beginning, or be fed beside rows of any other length. And what is added up for a token is added up in the same
-order in every batch: see `transformers.ALIGN`.
+order in every batch: see `transformers.ALIGN`. `slot_attention` reads the rows where they lie, as far as each is filled:
+on two cores most of a token's time goes into reading keys and values.
 """
+
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass
+class Part:
+    """Neighbouring rows of a pass, beginning with row `first` and with slot `slot`, which look at `mask.shape[-1]` keys.
+
+    `mask` is (rows, 1, new tokens, keys), 0 where a token may look and -inf elsewhere.
+    """
+
+    first: int
+    slot: int
+    mask: torch.Tensor
+
+
+def slot_attention(module, query, key, value, attention_mask, scaling=None, slot_cache=None, **kwargs):
+    """Attention of transformers' interface over whole layers of a `SlotCache`, part by part; (rows, tokens, heads, size).
+
+    `query` is (rows, heads, tokens, size). Tokens beyond a part's own are padding and get zeros.
+    """
+    out = query.new_zeros(query.shape)
+    for part in slot_cache.parts:
+        count, _, tokens, keys = part.mask.shape
+        own = slice(part.slot, part.slot + count)
+        out[part.first: part.first + count, :, :tokens] = torch.nn.functional.scaled_dot_product_attention(
+            query[part.first: part.first + count, :, :tokens], key[own, :, :keys], value[own, :, :keys],
+            attn_mask=part.mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    return out.transpose(1, 2), None
+
+
+@contextmanager
+def attending_slots(model):
+    """The model computes attention with `slot_attention` in this block, and as before after it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("agentcpm_kit_slots", slot_attention)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "agentcpm_kit_slots"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 class SlotLayer(CacheLayerMixin):
@@ -25,21 +70,19 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Store the new states at the positions of this pass, and return all that its rows may look at."""
+        """Store the new states at the positions of this pass; whole layers are returned, for `slot_attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         owner = self.owner
         self.keys[owner.rows[:, None], :, owner.positions] = key_states.transpose(1, 2)
         self.values[owner.rows[:, None], :, owner.positions] = value_states.transpose(1, 2)
-        if owner.leading:  # a view: copying all rows at each token would cost more than the attention itself
-            return self.keys[: len(owner.rows), :, : owner.width], self.values[: len(owner.rows), :, : owner.width]
-        return self.keys[owner.rows, :, : owner.width], self.values[owner.rows, :, : owner.width]
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.width, 0
+        return self.owner.capacity, 0
 
     def get_max_length(self) -> int:
         return self.owner.capacity
@@ -49,15 +92,12 @@ class SlotCache(Cache):
     """`slots` rows that hold `capacity` tokens each; both may grow."""
 
     def __init__(self, layers: int, slots: int, capacity: int):
-        self.slots, self.capacity, self.width = slots, capacity, 0
+        self.slots, self.capacity = slots, capacity
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
-    def place(self, rows, positions, width: int, leading: bool) -> None:
-        """Where the next pass writes: row i of the batch in slot `rows[i]`, its tokens at `positions[i]`.
-
-        `width` keys are looked at. `leading`: the rows are the first slots, in order.
-        """
-        self.rows, self.positions, self.width, self.leading = rows, positions, width, leading
+    def place(self, rows, positions, parts: list["Part"]) -> None:
+        """Where the next pass writes: row i of the batch in slot `rows[i]`, its tokens at `positions[i]`; what it reads."""
+        self.rows, self.positions, self.parts = rows, positions, parts
 
     def grow(self, slots: int, capacity: int) -> None:
         """Make room; what is stored stays."""
@@ -68,11 +108,3 @@ class SlotCache(Cache):
                 pad = (0, 0, 0, more[1], 0, 0, 0, more[0])
                 layer.keys = torch.nn.functional.pad(layer.keys, pad)
                 layer.values = torch.nn.functional.pad(layer.values, pad)
-
-    def permute(self, order: list[int]) -> None:
-        """Move slot `order[i]` to slot i; slots that are not named keep their place and must not be among the targets."""
-        source = torch.tensor(order)
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys[: len(order)] = layer.keys[source.to(layer.keys.device)]
-                layer.values[: len(order)] = layer.values[source.to(layer.values.device)]

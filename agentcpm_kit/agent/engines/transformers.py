@@ -16,6 +16,7 @@ from .base import Ended, EngineFault, Sample, Turn
 ALIGN = 16
 KEYS = 512  # prompts look at a multiple of so many keys, for the same reason: attention works in blocks of them
 KEYS_OF_ONE = 64  # a single token may look at fewer
+IN_VAIN = 256  # keys that rows may read in vain to be read together: as dear as one more call
 CHUNK = 1024  # tokens of one row that a pass feeds at most: bounds the memory of attention
 PREFILL_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
 PATIENCE = 8  # new prompts wait until there is one for eight turns that run
@@ -148,67 +149,66 @@ class TransformersEngine:
             from .cache import SlotCache
 
             self.cache = SlotCache(self.model.config.num_hidden_layers, slots, capacity)
-        if slots > self.cache.slots or capacity > self.cache.capacity:  # by half at least: growing copies everything
-            self.cache.grow(slots, max(capacity, self.cache.capacity * 3 // 2) if capacity > self.cache.capacity else 0)
+        if capacity > self.cache.capacity:  # by half at least: growing copies everything
+            capacity = max(capacity, round_up(self.cache.capacity * 3 // 2, KEYS))
+        self.cache.grow(slots, capacity)
 
     def _feed(self, rows: list[Row], pieces: list[list[int]]):
         """Run new tokens through the model; logits after the last one of each row, (rows, vocabulary)."""
         width = round_up(max(map(len, pieces)), ALIGN)
-        tokens = [piece + [self.end] * (width - len(piece)) for piece in pieces]
-        starts = [len(row.cached) for row in rows]
+        parts = [([row], round_up(len(piece), ALIGN), round_up(len(row.cached) + len(piece), KEYS))
+                 for row, piece in zip(rows, pieces, strict=True)]
+        kept = sorted({len(piece) - 1 for piece in pieces})
+        padded = kept + kept[-1:] * (round_up(len(kept), ALIGN) - len(kept))
+        logits = self._forward(rows, [piece + [self.end] * (width - len(piece)) for piece in pieces], parts, padded)
         for row, piece in zip(rows, pieces, strict=True):
             row.cached += piece
-        kept = sorted({len(piece) - 1 for piece in pieces})
-        longest = max(len(row.cached) for row in rows)
-        logits = self._forward([row.slot for row in rows], starts, tokens, longest, kept)
         return logits[list(range(len(rows))), [kept.index(len(piece) - 1) for piece in pieces]]
 
     def _decode(self) -> None:
-        """One more token for every running turn. Slots between them are fed too, at a place that nobody looks at."""
-        rows = list(self.running.values())
-        slots = round_up(max(row.slot for row in rows) + 1, ALIGN)
-        if slots >= 2 * round_up(len(rows), ALIGN):
-            self._move_together()
-            slots = round_up(len(rows), ALIGN)
-        tokens, starts = [[self.end] for _ in range(slots)], [0] * slots
-        for row in self.rows.values():
-            if row.slot < slots:
-                starts[row.slot] = len(row.cached)
-        for row in rows:
-            tokens[row.slot] = row.ids[-1:]
-        logits = self._forward(None, starts, tokens, max(len(row.cached) for row in rows) + 1, [0])
+        """One more token for every running turn."""
+        rows = sorted(self.running.values(), key=lambda row: row.slot)
+        filling = rows[:1] * (round_up(len(rows), ALIGN) - len(rows))
+        tokens = [row.ids[-1:] for row in rows + filling]
+        logits = self._forward(rows + filling, tokens, neighbours(rows), [0], real=len(rows))
         for row in rows:
             row.cached.append(row.ids[-1])
-        self._sample(rows, logits[[row.slot for row in rows], 0])
+        self._sample(rows, logits[: len(rows), 0])
 
-    def _move_together(self) -> None:
-        """Running rows to the first slots."""
-        resting = [row for key, row in self.rows.items() if key not in self.running]
-        order = [*self.running.values(), *resting]
-        self.cache.permute([row.slot for row in order])
-        for slot, row in enumerate(order):
-            row.slot = slot
-
-    def _forward(self, slots: list[int] | None, starts: list[int], tokens: list[list[int]], longest: int, kept: list[int]):
+    def _forward(self, rows: list[Row], tokens: list[list[int]], parts: list[tuple], kept: list[int], real: int | None = None):
         """Logits at the places `kept` of each row's new tokens, (rows, kept, vocabulary).
 
-        `slots` None: the first ones, in order. `longest`: tokens of the longest row with the new ones.
+        `parts`: (neighbouring rows, new tokens, keys) that attention takes together. Rows from `real` on only fill the
+        batch up: what they write goes to a place that nobody looks at.
         """
         import torch
 
-        device, width = self.model.device, len(tokens[0])
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        positions.clamp_(max=self.cache.capacity - 1)
-        keys = round_up(longest, KEYS if slots else KEYS_OF_ONE)
-        hidden = torch.arange(keys, device=device) > positions[:, None, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=device).masked_fill(hidden, float("-inf"))
-        rows = torch.arange(len(tokens), device=device) if slots is None else torch.tensor(slots, device=device)
-        self.cache.place(rows, positions, keys, leading=slots is None)
-        if slots:  # few rows: make the last product whole groups
-            kept = kept + [kept[-1]] * (round_up(len(kept), ALIGN) - len(kept))
-        out = self.model(input_ids=torch.tensor(tokens, device=device), attention_mask=mask, position_ids=positions,
-                         past_key_values=self.cache, use_cache=True, logits_to_keep=torch.tensor(kept, device=device))
-        return out.logits
+        from .cache import attending_slots
+
+        device, nowhere = self.model.device, self.cache.capacity - 1
+        starts = torch.tensor([len(row.cached) for row in rows], device=device)
+        starts[real:] = nowhere if real is not None else starts[real:]
+        positions = (starts[:, None] + torch.arange(len(tokens[0]), device=device)).clamp(max=nowhere)
+        slots = torch.tensor([row.slot for row in rows], device=device)
+        self.cache.place(slots, positions, self._parts(parts, positions))
+        with attending_slots(self.model):
+            return self.model(input_ids=torch.tensor(tokens, device=device), attention_mask=positions[:, None, :, None],
+                              position_ids=positions, past_key_values=self.cache, use_cache=True, slot_cache=self.cache,
+                              logits_to_keep=torch.tensor(kept, device=device)).logits
+
+    def _parts(self, parts: list[tuple], positions) -> list:
+        """What attention reads, with masks that hide what comes later."""
+        import torch
+
+        from .cache import Part
+
+        found, first = [], 0
+        for rows, tokens, keys in parts:
+            later = torch.arange(keys, device=positions.device) > positions[first: first + len(rows), None, :tokens, None]
+            mask = torch.zeros(later.shape, dtype=self.model.dtype, device=positions.device).masked_fill(later, float("-inf"))
+            found.append(Part(first, rows[0].slot, mask))
+            first += len(rows)
+        return found
 
     def _sample(self, rows: list[Row], logits) -> None:
         """Append a token to each row, and end the turns that end with it."""
@@ -233,6 +233,22 @@ class TransformersEngine:
             if stopped or len(row.ids) >= row.turn.max_new_tokens:
                 self.running.pop(row.turn.key, None)
                 self.ended.append((row.turn.key, Sample(row.ids, row.logprobs, stopped)))
+
+
+def neighbours(rows: list[Row]) -> list[tuple[list[Row], int, int]]:
+    """Rows in the order of their slots as parts for one new token each: neighbours of about the same length."""
+    parts: list[tuple[list[Row], int, int]] = []
+    for row in rows:
+        keys = round_up(len(row.cached) + 1, KEYS_OF_ONE)
+        if parts:
+            members, _, known = parts[-1]
+            most = max(known, keys)
+            in_vain = (most - known) * len(members) + most - keys
+            if row.slot == members[-1].slot + 1 and in_vain <= IN_VAIN:
+                parts[-1] = ([*members, row], 1, most)
+                continue
+        parts.append(([row], 1, keys))
+    return parts
 
 
 def shared_length(first: list[int], second: list[int]) -> int:
