@@ -151,7 +151,8 @@ def main() -> int:
     makers = {"script": lambda: script_part(*sizes), "model": lambda: model_part(*sizes, args.history)}
     result, about = {}, {"command": " ".join(sys.argv), "env": describe(0)}
     for name in [args.part] if args.part else makers:
-        for result[name] in run_part(makers[name](), args.batch):
+        for known in run_part(makers[name](), args.batch):
+            result[name] = known
             if args.out:
                 write_json(args.out, result | about)
         print(json.dumps({name: result[name]}), flush=True)

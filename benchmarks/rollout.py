@@ -83,6 +83,8 @@ class Bench:
         replayer = Replayer(self.model, self.tokenizer, 0.0, self.batch, said=self.said)
         found["raw"] = Outcome(replay(replayer, self.conversations), found["kit"].tokens, found["kit"].answers)
         self.wrong_tokens += replayer.wrong
+        if replayer.forced != found["kit"].tokens:
+            sys.exit(f"error: {replayer.forced} tokens were replayed of {found['kit'].tokens}")
         return found
 
     def row(self, arm: str, outcomes: list[Outcome], rounds: list[dict[str, Outcome]]) -> dict:
@@ -102,14 +104,14 @@ class Bench:
 def summary(bench: Bench, rounds: list[dict[str, Outcome]]) -> dict:
     kit, raw = (median(r[arm].seconds for r in rounds) for arm in ("kit", "raw"))
     engine = TransformersEngine(bench.model, bench.tokenizer, 0.0, bench.batch)
-    parts, outcome, tools = measure_parts(bench.tasks, engine, bench.limits)
+    parts, outcome = measure_parts(bench.tasks, engine, bench.limits)
     shares = [{"part": part, "seconds": round(s, 3), "share": round(s / outcome.seconds, 4)} for part, s in parts.items()]
     return {"tasks": len(bench.tasks), "batch_size": bench.batch, "rounds": len(rounds),
             "rows": [bench.row(arm, [r[arm] for r in rounds], rounds) for arm in ARMS if arm in rounds[0]],
             "overhead": round((kit - raw) / raw, 4),
             "overhead_by_round": [round(r["kit"].seconds / r["raw"].seconds - 1, 4) for r in rounds],
             "replay_differs": bench.wrong_tokens, "parts": shares, "parts_total_s": round(outcome.seconds, 2),
-            "tool_threads_s": round(tools, 3)}
+            "tool_threads_s": round(outcome.tools_s, 3)}
 
 
 def show(result: dict) -> None:

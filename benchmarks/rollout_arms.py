@@ -19,6 +19,7 @@ from agentcpm_kit.profile import Limits
 from agentcpm_kit.world import Task, Tools
 
 PAUSE_S = 0.0005
+FORCE = 1e6  # added to a logit, it leaves no other token a chance
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Outcome:
     seconds: float
     tokens: int  # generated
     answers: dict[str, str | None]  # by task
+    tools_s: float = 0.0  # added up over the tools' threads
 
 
 def play(tasks: list[Task], engine: Engine, limits: Limits, at_once: int = 0) -> Outcome:
@@ -33,7 +35,8 @@ def play(tasks: list[Task], engine: Engine, limits: Limits, at_once: int = 0) ->
     started, step = time.perf_counter(), at_once or len(tasks)
     found = [t for i in range(0, len(tasks), step) for t in run_episodes(tasks[i: i + step], engine, world_tools(), limits)]
     seconds = time.perf_counter() - started
-    return Outcome(seconds, sum(t.tokens_generated for t in found), {t.task_id: t.answer for t in found})
+    return Outcome(seconds, sum(t.tokens_generated for t in found), {t.task_id: t.answer for t in found},
+                   sum(step.tool_seconds for t in found for step in t.steps))
 
 
 class GenerateEngine:
@@ -106,18 +109,20 @@ class Recorder(TransformersEngine):
 
 
 class Replayer(TransformersEngine):
-    """Samples as ever, then puts the recorded token in the place of its own; `wrong` counts those that were others."""
+    """Samples as ever, but from logits that leave only the recorded token; `wrong` counts where another was the largest."""
 
     def __init__(self, *args, said: dict[str, list[int]], **options):
         super().__init__(*args, **options)
-        self.said, self.wrong = said, 0
+        self.said, self.wrong, self.forced = said, 0, 0
 
-    def _ended(self, rows) -> Ended:
-        for row in rows:
-            right = self.said[row.turn.seed][len(row.ids) - 1]
-            self.wrong += row.ids[-1] != right
-            row.ids[-1] = right
-        return super()._ended(rows)
+    def _sample(self, rows, logits):
+        import torch
+
+        right = torch.tensor([self.said[row.turn.seed][len(row.ids)] for row in rows], dtype=torch.long)
+        self.wrong += int((logits.argmax(-1) != right).sum())
+        self.forced += len(rows)
+        logits[torch.arange(len(rows)), right] += FORCE
+        return super()._sample(rows, logits)
 
 
 def replay(engine: Engine, conversations: list[list[Turn]]) -> float:
@@ -199,16 +204,17 @@ def _tools(task: Task) -> dict:
             "fetch_url": lambda url, purpose="": tools.call("fetch_url", {"url": url, "purpose": purpose})}
 
 
-def _pass_of(engine, slots, *_) -> str:
-    return "model: decode" if slots is None else "model: prefill"
+def _pass(*_, input_ids, **__) -> str:
+    return "model: decode" if input_ids.shape[1] == 1 else "model: prefill"
 
 
-PARTS = [(TransformersEngine, "_forward", _pass_of), (TransformersEngine, "_sample", "sampling"),
-         (TransformersEngine, "poll", "batching and cache"), (episode, "parse_tool_calls", "parsing"),
-         (episode, "extract_answer", "parsing"), (schedule, "wait", "waiting for tools"),
-         (schedule, "_in_thread", "starting tools"),  # Python runs one thread at a time: this is time of theirs
-         *[(Renderer, name, "rendering and tokenising") for name in ("prompt", "conversation", "tool_results", "encode")],
-         (Sample, "text", "rendering and tokenising")]
+def parts_of(engine: TransformersEngine) -> list[tuple]:
+    """(owner, function, part of the time)."""
+    rendering = [(Renderer, name) for name in ("prompt", "conversation", "tool_results", "encode")] + [(Sample, "text")]
+    return [(type(engine.model), "forward", _pass), (TransformersEngine, "_sample", "sampling"),
+            (TransformersEngine, "poll", "batching and cache"), (episode, "parse_tool_calls", "parsing"),
+            (episode, "extract_answer", "parsing"), *[(*each, "rendering and tokenising") for each in rendering],
+            (schedule.Threads, "run", "handing calls to threads"), (schedule.Threads, "ended", "waiting for tools")]
 
 
 class Stopwatch:
@@ -227,23 +233,17 @@ class Stopwatch:
                 return function(*args, **options)
             finally:
                 took = time.perf_counter() - started
-                self.seconds[part if isinstance(part, str) else part(*args)] += took - self.inner
+                self.seconds[part if isinstance(part, str) else part(*args, **options)] += took - self.inner
                 self.inner = outside + took
         return timed
 
 
-def measure_parts(tasks: list[Task], engine: TransformersEngine, limits: Limits) -> tuple[dict[str, float], Outcome, float]:
-    """Seconds of each part, the outcome, and the tools' seconds in all their threads."""
-    watch, tools, act = Stopwatch(), [], episode.Episode._act
-
-    def timed_act(self, step, calls):
-        act(self, step, calls)
-        tools.append(step.tool_seconds)
-
+def measure_parts(tasks: list[Task], engine: TransformersEngine, limits: Limits) -> tuple[dict[str, float], Outcome]:
+    """Seconds of each part, the largest first, and the outcome."""
+    watch = Stopwatch()
     with ExitStack() as stack:
-        for owner, name, part in PARTS:
+        for owner, name, part in parts_of(engine):
             stack.enter_context(mock.patch.object(owner, name, watch.around(getattr(owner, name), part)))
-        stack.enter_context(mock.patch.object(episode.Episode, "_act", timed_act))
         outcome = play(tasks, engine, limits)
     rest = outcome.seconds - sum(watch.seconds.values())
-    return dict(watch.seconds.most_common()) | {"scheduling and rest": rest}, outcome, sum(tools)
+    return dict(watch.seconds.most_common()) | {"scheduling and rest": rest}, outcome

@@ -45,6 +45,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 SYSTEM_PROMPT = "You are a research agent. Use the tools, then answer in this form:\n<answer></answer>"
@@ -211,11 +212,17 @@ class Renderer:
 
         The template renders a whole conversation, so the piece is what it adds to one that ends with a call.
         """
-        call = assistant_message("x", call=ToolCall("search", {"query": ["x"]}))
-        head = [*first_messages("x"), call]
         tail = [{"role": "tool", "content": result} for result in results]
-        before, after = self._text(head), self._text(head + tail, generation=True)
-        return self.encode(after[len(before.rstrip("\n")):])
+        after = self._text(self._head + tail, generation=True)
+        return self.encode(after[self._head_length:])
+
+    @cached_property
+    def _head(self) -> list[dict]:
+        return [*first_messages("x"), assistant_message("x", call=ToolCall("search", {"query": ["x"]}))]
+
+    @cached_property
+    def _head_length(self) -> int:
+        return len(self._text(self._head).rstrip("\n"))
 
     def assistant_text(self, message: dict) -> str:
         """The text which an engine would have generated for this message, without ``<|im_end|>``."""
