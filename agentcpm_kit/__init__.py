@@ -5,8 +5,8 @@ The rooms follow the paper's pipeline: ``world`` -> ``agent`` -> ``train`` | ``e
 
 import os
 
-# PyTorch's threads spin while they wait for one another: beside a single busy process two cores then took 118 s for what
-# takes 15 s with threads that soon go to sleep. libgomp reads this when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# PyTorch's threads spin while they wait for one another: beside a single busy process, rollouts on two cores then take many
+# times as long. Let them go to sleep sooner (the default is 300,000). libgomp reads this when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"

@@ -137,10 +137,12 @@ def draw(result: dict, path: Path) -> None:
 
     figure, (left, right) = new_figure(2, figsize=(9.6, 3.2))
     rows = [r for r in result["rows"] if r["arm"] != "raw"]
-    bars = left.barh([r["arm"] for r in rows], [r["episodes_per_s"] for r in rows],
-                     color=[COLOURS[r["arm"].startswith("kit")] for r in rows])
-    left.bar_label(bars, [f"{r['episodes_per_s']:.1f}" for r in rows], padding=12)
-    left.plot([r["episodes"] / s for r in rows for s in r["seconds"]], [r["arm"] for r in rows for _ in r["seconds"]], "k.")
+    left.barh([r["arm"] for r in rows], [r["episodes_per_s"] for r in rows],
+              color=[COLOURS[r["arm"].startswith("kit")] for r in rows])
+    for r in rows:
+        rates = [r["episodes"] / seconds for seconds in r["seconds"]]
+        left.plot(rates, [r["arm"]] * len(rates), "k.", markersize=4)
+        left.annotate(f"{r['episodes_per_s']:.1f}", (max(rates), r["arm"]), (6, 0), textcoords="offset points", va="center")
     left.set(xlabel=f"episodes per second (batch {result['batch_size']}; dots: rounds)")
     left.margins(x=0.15)
     parts = result["parts"][::-1]
