@@ -26,7 +26,7 @@ def round_trips(tokenizer, text):
 def test_tokenizer_round_trips_all_that_the_kit_writes(tokenizer, smoke):
     tasks = suite(smoke, "test", redundancy=6)
     for trajectory in evaluate_agent(OracleEngine(tokenizer, tasks), tasks, smoke).trajectories:
-        round_trips(tokenizer, tokenizer.decode(trajectory.token_ids))
+        round_trips(tokenizer, tokenizer.decode(trajectory.context.token_ids))
     for item in draw_items(300, "any"):
         round_trips(tokenizer, item.prompt)
         round_trips(tokenizer, item.answer)
