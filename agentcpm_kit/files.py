@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -25,8 +26,8 @@ def write_json(path: Path, value) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def append_jsonl(path: Path, row: dict) -> None:
-    """Append one line. A torn last line, left by a kill, is cut off first, so that the new one stays readable."""
+def append_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Append lines. A torn last line, left by a kill, is cut off first, so that the new ones stay readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         if size := file.seek(0, os.SEEK_END):
@@ -34,11 +35,18 @@ def append_jsonl(path: Path, row: dict) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.writelines(line + b"\n" for line in lines)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file without a torn last one. As bytes: text breaks at more characters, and a torn one is no text."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def append_jsonl(path: Path, row: dict) -> None:
+    append_lines(path, [json.dumps(row, ensure_ascii=False).encode()])
 
 
 def read_jsonl(path: Path) -> list[dict]:
     """All whole lines; [] where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []

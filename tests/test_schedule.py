@@ -86,7 +86,7 @@ def test_a_hanging_tool_does_not_keep_python_from_ending():
             "    try: yield Job(lambda: time.sleep(20))\n"
             "    except ToolFault: pass\n"
             "engine = Some(batch_size=1, poll=lambda: [], release=lambda key: None)\n"
-            "print(list(play_all(iter([Some(name='a', trajectory='ended', play=play)]), engine, [], 0.1)))\n")
+            "print(list(play_all(iter([Some(name='a', trajectory='ended', play=play)]), engine, None, 0.1)))\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15, cwd=repo_root())
     assert done.stdout == "['ended']\n"
 
@@ -350,7 +350,7 @@ def test_an_episode_may_go_on_after_a_fault(tokenizer):
     turns = [Turn(f"k{i}", [5], f"0/{i}", 5) for i in range(3)]
     engine = Script(tokenizer, lambda turn: EngineFault("no") if turn.key == "k1" else "a")
     plain = Plain("p", [Job(boom), Condense(turns), turns[0], Condense([turns[2]]), Job(lambda: None)])
-    assert list(play_all(iter([plain]), engine, [engine])) == [plain.trajectory]
+    assert list(play_all(iter([plain]), engine, engine)) == [plain.trajectory]
     fault, dead, sample, texts, nothing = plain.trajectory
     assert str(fault) == "OSError: disk" and str(dead) == "no" and nothing is None
     assert sample.text(tokenizer) == "a" and [t.text(tokenizer) for t in texts] == ["a"] and not engine.waiting

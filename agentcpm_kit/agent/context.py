@@ -42,7 +42,7 @@ class ContextPolicy:
             raise unknown("context policy", self.name, POLICIES)
         if self.history not in RESETS:
             raise unknown("history reset", self.history, RESETS)
-        if self.name in ("summarise", "finetuned") and self.summariser is None:
+        if self.writes and self.summariser is None:
             raise KitError(f"context policy {self.name} needs a summariser: ContextPolicy({self.name!r}, summariser=…)")
 
     def applies(self, tool: str, arguments: dict, tokens: int) -> bool:

@@ -70,11 +70,12 @@ def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits:
             if name not in skip:
                 toolset = _opened(tools, task, name)
                 key = json.dumps(toolset.schemas)
-                renderers.setdefault(key, Renderer(engine.tokenizer, toolset.schemas))
+                if key not in renderers:
+                    renderers[key] = Renderer(engine.tokenizer, toolset.schemas)
                 yield Episode(name, task, toolset, renderers[key], limits, policy, run)
 
-    helpers = [policy.summariser.engine] if policy.summariser else []
-    return play_all(opened(), engine, helpers, limits.max_seconds)
+    helper = policy.summariser.engine if policy.summariser else None
+    return play_all(opened(), engine, helper, limits.max_seconds)
 
 
 @dataclass
@@ -172,7 +173,8 @@ class Episode:
 
     def _repeated(self, step: Step) -> bool:
         """Whether the same text came too often; the second time it is marked."""
-        times = self.history.said.count(self.history.said[-1])
+        said = self.history.said
+        times = said.count(said[-1])
         if times > 1:
             step.status = "repeat_error"
         return times >= self.limits.max_repetitions

@@ -106,8 +106,9 @@ class History:
         return split_thinking(message.text)[1].strip()
 
     def chat(self) -> tuple[dict, ...]:
-        dropped = () if self.keep_thinking else ("reasoning_content",)
-        return tuple({k: v for k, v in m.chat.items() if k not in dropped} for m in self.messages)
+        if self.keep_thinking:
+            return tuple(m.chat for m in self.messages)
+        return tuple({k: v for k, v in m.chat.items() if k != "reasoning_content"} for m in self.messages)
 
 
 def _without_calls(message: Message) -> Message:

@@ -201,7 +201,7 @@ class Renderer:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def prompt(self, question: str) -> list[int]:
-        return self.encode(self._text(first_messages(question), generation=True))
+        return self.conversation(first_messages(question))
 
     def conversation(self, messages: list[dict]) -> list[int]:
         """Ids of a whole conversation and the opening of the next turn."""

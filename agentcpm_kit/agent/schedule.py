@@ -48,13 +48,14 @@ class Playing:
     faults: Counter = field(default_factory=Counter)  # by turn
 
 
-def play_all(episodes: Iterator, engine: Engine, helpers: list[Engine], max_seconds: float = 0.0) -> Iterator[Trajectory]:
+def play_all(episodes: Iterator, engine: Engine, helper: Engine | None = None,
+             max_seconds: float = 0.0) -> Iterator[Trajectory]:
     """Play episodes, at most `engine.batch_size` at once; trajectories in the order in which they end.
 
-    `helpers` are the engines that condense (the first one is used). After `max_seconds` (0: never) an episode ends as the
+    `helper` is the engine that condenses, if it is another. After `max_seconds` (0: never) an episode ends as the
     fault of what it waits for.
     """
-    table = _Table(engine, helpers[0] if helpers else engine, max_seconds)
+    table = _Table(engine, helper or engine, max_seconds)
     try:
         yield from table.play(episodes)
     finally:
@@ -174,11 +175,14 @@ class _Table:
         if not self.jobs:
             return
         idle = not self.asked and not self.ended
-        nearest = min(playing.deadline for playing in self.jobs.values()) - time.monotonic()
-        timeout = (None if nearest == float("inf") else max(0.0, nearest)) if idle else 0
-        for job, fault in self.threads.ended(timeout):
+        for job, fault in self.threads.ended(self._patience() if idle else 0):
             if playing := self.jobs.pop(job, None):  # else its episode's time was up
                 self._go_on(playing, fault=fault)
+
+    def _patience(self) -> float | None:
+        """Seconds until the first job's time is up; None where there is no limit."""
+        nearest = min(playing.deadline for playing in self.jobs.values())
+        return None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
 
     def _stop_late(self) -> None:
         """End episodes whose time is up."""

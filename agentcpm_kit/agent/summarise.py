@@ -20,6 +20,11 @@ def prompt_text(name: str) -> str:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
+def page_prompt(name: str, page: str, purpose: str) -> str:
+    """What a summariser is asked, in training as in use."""
+    return prompt_text(name).format(page=page, purpose=purpose)
+
+
 @dataclass
 class Summariser:
     """`prompt` and `history_prompt` name files; pages are cut at `max_page_tokens` (the reference: 60,000)."""
@@ -36,7 +41,7 @@ class Summariser:
                 raise unknown("prompt", name, known)
 
     def page_turn(self, key: str, page: str, purpose: str) -> Turn:
-        return self._turn(key, prompt_text(self.prompt).format(page=self._cut(page), purpose=purpose))
+        return self._turn(key, page_prompt(self.prompt, self._cut(page), purpose))
 
     def history_turn(self, key: str, transcript: str, question: str) -> Turn:
         history = self._cut(transcript, end=True)
@@ -48,12 +53,10 @@ class Summariser:
         return text if len(ids) <= most else self.engine.tokenizer.decode(ids[-most:] if end else ids[:most])
 
     def _turn(self, key: str, text: str) -> Turn:
-        messages = ({"role": "user", "content": text},)
-        return Turn(key, prompt_ids(self.engine.tokenizer, text), key, self.max_new_tokens, messages)
+        return user_turn(self.engine.tokenizer, key, text, self.max_new_tokens)
 
     def read(self, sample: Sample) -> str:
-        """What was written, without its thinking."""
-        return split_thinking(sample.text(self.engine.tokenizer))[1].strip()
+        return reply_text(self.engine.tokenizer, sample)
 
 
 def prompt_ids(tokenizer, text: str) -> list[int]:
@@ -61,3 +64,13 @@ def prompt_ids(tokenizer, text: str) -> list[int]:
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
                                              add_generation_prompt=True, enable_thinking=False)
     return tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def user_turn(tokenizer, key: str, text: str, max_new_tokens: int) -> Turn:
+    """The reply to one user turn without tools; the key is its seed too."""
+    return Turn(key, prompt_ids(tokenizer, text), key, max_new_tokens, ({"role": "user", "content": text},))
+
+
+def reply_text(tokenizer, sample: Sample) -> str:
+    """What was written, without its thinking."""
+    return split_thinking(sample.text(tokenizer))[1].strip()

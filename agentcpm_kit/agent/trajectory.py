@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..files import append_lines, whole_lines
+
 
 class EndReason(StrEnum):
     """Why an episode ended. The last two are faults, not wrong answers: they are unscored, never rewarded 0."""
@@ -100,17 +102,8 @@ class Trajectory(BaseModel):
 
 
 def write_trajectories(path: Path, trajectories: list[Trajectory]) -> None:
-    """Append to a jsonl file, one line each; a torn last line of a killed run is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell() and not _ends_whole(file):
-            file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.writelines(t.model_dump_json().encode() + b"\n" for t in trajectories)
-
-
-def _ends_whole(file) -> bool:
-    file.seek(-1, 2)
-    return file.read(1) == b"\n"
+    """Append to a jsonl file, one line each."""
+    append_lines(path, (t.model_dump_json().encode() for t in trajectories))
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
@@ -119,9 +112,8 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     Raises:
         ValueError: a line before the last is not a trajectory; names the line.
     """
-    *lines, _ = path.read_bytes().split(b"\n")  # bytes: text breaks at more characters, and a torn one is no text
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             found.append(Trajectory.model_validate_json(line))
         except ValueError as error:

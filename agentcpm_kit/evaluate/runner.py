@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.context import ContextPolicy
-from ..agent.engines import EngineFault, Sample, Turn, generate_turns, open_engine
+from ..agent.engines import EngineFault, Sample, generate_turns, open_engine
 from ..agent.episode import ToolFactory, run_episodes, world_tools
-from ..agent.messages import split_thinking
-from ..agent.summarise import prompt_ids
+from ..agent.summarise import reply_text, user_turn
 from ..agent.trajectory import Trajectory
 from ..errors import KitError
 from ..micro.skills import Item
@@ -102,16 +101,14 @@ def repeat_agent(engine, tasks: list[Task], profile: Profile, runs: int, seed: i
 
 def answer_items(engine, items: list[Item], max_new_tokens: int = 16) -> list[str]:
     """What the model says to each item, asked as one user turn without tools; thinking is taken off."""
-    prompts = [prompt_ids(engine.tokenizer, item.prompt) for item in items]
-    messages = [({"role": "user", "content": item.prompt},) for item in items]
-    turns = [Turn(f"item {i}", ids, f"item {i}", max_new_tokens, messages[i]) for i, ids in enumerate(prompts)]
+    turns = [user_turn(engine.tokenizer, f"item {i}", item.prompt, max_new_tokens) for i, item in enumerate(items)]
     return [_said(engine.tokenizer, sample) for sample in generate_turns(engine, turns)]
 
 
 def _said(tokenizer, sample: Sample | EngineFault) -> str:
     if isinstance(sample, EngineFault):  # an ability that cannot be measured is not one that is gone
         raise KitError(f"the engine failed on a general item: {sample}")
-    return split_thinking(sample.text(tokenizer))[1].strip()
+    return reply_text(tokenizer, sample)
 
 
 def general_by_skill(items: list[Item], right: list[bool]) -> dict[str, Estimate]:

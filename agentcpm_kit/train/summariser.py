@@ -13,7 +13,7 @@ from pathlib import Path
 from ..agent.context import purpose_of
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
-from ..agent.summarise import Summariser, prompt_ids, prompt_text
+from ..agent.summarise import Summariser, page_prompt, prompt_ids
 from ..profile import Profile
 from ..world import Task, Tools
 from ..world.atlas import make_world, world_seeds
@@ -84,7 +84,7 @@ def summary_rows(pairs: list[Pair], tokenizer, prompt: str) -> list[dict]:
     """`input_ids` and `labels`: the prompt is given, the evidence and the end token are learned."""
     end, rows = tokenizer.convert_tokens_to_ids("<|im_end|>"), []
     for pair in pairs:
-        given = prompt_ids(tokenizer, prompt_text(prompt).format(page=pair.page, purpose=pair.purpose))
+        given = prompt_ids(tokenizer, page_prompt(prompt, pair.page, pair.purpose))
         learned = [*tokenizer(pair.evidence, add_special_tokens=False).input_ids, end]
         rows.append({"input_ids": given + learned, "labels": [IGNORED] * len(given) + learned})
     return rows

@@ -4,6 +4,7 @@ A `Turn` carries the whole context, so an engine needs no memory of its own; one
 only what is new. A fault (dead server, cut stream, context overflow) is an `EngineFault`, never an answer.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,6 +46,11 @@ class Sample:
     def text(self, tokenizer) -> str:
         """What was written, without the end token."""
         return tokenizer.decode(self.ids[:-1] if self.stopped else self.ids)
+
+
+def seed_number(seed: str, bits: int) -> int:
+    """A turn's seed for engines that take numbers: the same in every run, which Python's hash() is not."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()) >> (256 - bits)
 
 
 Ended = list[tuple[str, Sample | EngineFault]]

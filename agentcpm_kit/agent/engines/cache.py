@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+ATTENTION = "agentcpm_kit_slots"
 
 
 @dataclass
@@ -40,14 +43,14 @@ def slot_attention(module, query, key, value, attention_mask, scaling=None, slot
     return out.transpose(1, 2), None
 
 
+AttentionInterface.register(ATTENTION, slot_attention)
+
+
 @contextmanager
 def attending_slots(model):
     """The model computes attention with `slot_attention` in this block, and as before after it."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("agentcpm_kit_slots", slot_attention)
     before = model.config._attn_implementation
-    model.config._attn_implementation = "agentcpm_kit_slots"
+    model.config._attn_implementation = ATTENTION
     try:
         yield
     finally:
@@ -95,7 +98,7 @@ class SlotCache(Cache):
         self.slots, self.capacity = slots, capacity
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
-    def place(self, rows, positions, parts: list["Part"]) -> None:
+    def place(self, rows, positions, parts: list[Part]) -> None:
         """Where the next pass writes: row i of the batch in slot `rows[i]`, its tokens at `positions[i]`; what it reads."""
         self.rows, self.positions, self.parts = rows, positions, parts
 

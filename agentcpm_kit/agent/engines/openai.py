@@ -16,7 +16,6 @@ fault names it. Other 4xx are not tried again.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import threading
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 
 from ...errors import KitError, unknown
 from ..messages import Renderer, assistant_message
-from .base import Ended, EngineFault, Sample, Turn
+from .base import Ended, EngineFault, Sample, Turn, seed_number
 
 ROUTES = {"completions": "completions", "chat": "chat/completions"}
 FINISHED = {"stop": True, "tool_calls": True, "length": False}
@@ -205,8 +204,7 @@ class OpenAIEngine:
 
     async def _post(self, turn: Turn):
         CONVERSATION.set(turn.key)
-        # Not hash(), which differs between runs; 31 bits, the least that servers take.
-        seed = int.from_bytes(hashlib.sha256(turn.seed.encode()).digest()[:4]) >> 1
+        seed = seed_number(turn.seed, 31)  # the least that servers take
         common = {"model": self.model, "max_tokens": turn.max_new_tokens, "seed": seed, **self.sampling}
         if self.api == "chat":
             tools = {"tools": list(turn.schemas)} if turn.schemas else {}

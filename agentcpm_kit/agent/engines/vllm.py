@@ -5,7 +5,6 @@ the earlier turns of a conversation are computed once, as long as the cache has 
 without its `LLM` wrapper, because that one waits until a whole batch has ended.
 """
 
-import hashlib
 import logging
 import os
 import random
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KitError
-from .base import Ended, EngineFault, Sample, Turn
+from .base import Ended, EngineFault, Sample, Turn, seed_number
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +61,7 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         # Like the other engines, stop at <|im_end|> only: `ignore_eos` drops the end tokens that the model's files name.
-        return SamplingParams(temperature=self.temperature, seed=_number(turn.seed), max_tokens=turn.max_new_tokens,
+        return SamplingParams(temperature=self.temperature, seed=seed_number(turn.seed, 56), max_tokens=turn.max_new_tokens,
                               stop_token_ids=[self.end_id], ignore_eos=True, logprobs=0, detokenize=False,
                               output_kind=RequestOutputKind.FINAL_ONLY)
 
@@ -213,10 +212,6 @@ def _process_kept():
             random.setstate(python)
             numpy.random.set_state(arrays)
             torch.set_num_threads = set_num_threads
-
-
-def _number(seed: str) -> int:
-    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7])
 
 
 def _sample(output) -> Sample | EngineFault:
