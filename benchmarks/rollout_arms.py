@@ -204,8 +204,9 @@ def _tools(task: Task) -> dict:
             "fetch_url": lambda url, purpose="": tools.call("fetch_url", {"url": url, "purpose": purpose})}
 
 
-def _pass(*_, input_ids, **__) -> str:
-    return "model: decode" if input_ids.shape[1] == 1 else "model: prefill"
+def _pass(*_, slot_cache, **__) -> str:
+    alone = all(part.tokens == 1 for part in slot_cache.parts)
+    return "model: passes of single tokens" if alone else "model: passes with contexts"
 
 
 def parts_of(engine: TransformersEngine) -> list[tuple]:

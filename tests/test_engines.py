@@ -130,7 +130,7 @@ def test_a_small_batch_changes_no_token(tiny_model, tokenizer, forty, size):
 
 def test_prompts_in_pieces_equal_whole_ones(tiny_model, tokenizer, forty, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 32)
-    monkeypatch.setattr(module, "PREFILL_TOKENS", 70)
+    monkeypatch.setattr(module, "PASS_TOKENS", 70)
     found = converse(TransformersEngine(tiny_model, tokenizer, batch_size=64), range(12))
     for i, turns in found.items():
         assert [sample.ids for _, sample in turns] == [sample.ids for sample in forty[i]]
@@ -141,11 +141,10 @@ def test_prompts_in_pieces_equal_whole_ones(tiny_model, tokenizer, forty, monkey
 def test_a_pass_feeds_no_more_than_its_share(tiny_model, tokenizer, monkeypatch):
     """Also when histories were reset, and what is cached says little about what must be fed."""
     monkeypatch.setattr(module, "CHUNK", 64)
-    monkeypatch.setattr(module, "PREFILL_TOKENS", 256)
-    monkeypatch.setattr(module, "PATIENCE", 10**9)
+    monkeypatch.setattr(module, "PASS_TOKENS", 256)
     engine, fed = TransformersEngine(tiny_model, tokenizer, batch_size=32), []
     feed = engine._feed
-    monkeypatch.setattr(engine, "_feed", lambda rows, parts: fed.append(sum(map(len, parts))) or feed(rows, parts))
+    monkeypatch.setattr(engine, "_feed", lambda rows: fed.append(sum(len(row.coming()) for row in rows)) or feed(rows))
     for begin in (5, 6):  # the second time, nothing of the first context is left
         for i in range(12):
             engine.submit(Turn(f"c{i}", [begin] * (70 - begin), "s", 1))

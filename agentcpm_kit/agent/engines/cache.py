@@ -2,45 +2,34 @@
 
 Position i of a row always holds token i, whoever shares the batch. So a row can be taken up again turns later, cut back to a
 shared beginning, or be fed beside rows of any other length. And what is added up for a token is added up in the same
-order in every batch: see `transformers.ALIGN`. `slot_attention` reads the rows where they lie, as far as each is filled:
+order in every batch: see `layout`. `slot_attention` reads the rows where they lie, as far as each is filled:
 on two cores most of a token's time goes into reading keys and values.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .layout import Part
+
 ATTENTION = "agentcpm_kit_slots"
 
 
-@dataclass
-class Part:
-    """Neighbouring rows of a pass, beginning with row `first` and with slot `slot`, which look at `mask.shape[-1]` keys.
-
-    `mask` is (rows, 1, new tokens, keys), 0 where a token may look and -inf elsewhere.
-    """
-
-    first: int
-    slot: int
-    mask: torch.Tensor
-
-
 def slot_attention(module, query, key, value, attention_mask, scaling=None, slot_cache=None, **kwargs):
-    """Attention of transformers' interface over whole layers of a `SlotCache`, part by part; (rows, tokens, heads, size).
+    """Attention of transformers' interface over whole layers of a `SlotCache`, part by part; (1, tokens, heads, size).
 
-    `query` is (rows, heads, tokens, size). Tokens beyond a part's own are padding and get zeros.
+    `query` is (1, heads, tokens, size). Places that belong to no part are filling and get zeros.
     """
-    out = query.new_zeros(query.shape)
-    for part in slot_cache.parts:
-        count, _, tokens, keys = part.mask.shape
-        own = slice(part.slot, part.slot + count)
-        out[part.first: part.first + count, :, :tokens] = torch.nn.functional.scaled_dot_product_attention(
-            query[part.first: part.first + count, :, :tokens], key[own, :, :keys], value[own, :, :keys],
-            attn_mask=part.mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
-    return out.transpose(1, 2), None
+    out = query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
+    for part, mask in zip(slot_cache.parts, slot_cache.masks, strict=True):
+        places, own = slice(part.first, part.first + part.count * part.tokens), slice(part.slot, part.slot + part.count)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            query[0, :, places].unflatten(1, (part.count, part.tokens)).transpose(0, 1), key[own, :, :part.keys],
+            value[own, :, :part.keys], attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        out[places] = found.transpose(1, 2).flatten(0, 1)
+    return out[None], None
 
 
 AttentionInterface.register(ATTENTION, slot_attention)
@@ -77,8 +66,8 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         owner = self.owner
-        self.keys[owner.rows[:, None], :, owner.positions] = key_states.transpose(1, 2)
-        self.values[owner.rows[:, None], :, owner.positions] = value_states.transpose(1, 2)
+        self.keys[owner.rows, :, owner.positions] = key_states[0].transpose(0, 1)
+        self.values[owner.rows, :, owner.positions] = value_states[0].transpose(0, 1)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -98,9 +87,9 @@ class SlotCache(Cache):
         self.slots, self.capacity = slots, capacity
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
-    def place(self, rows, positions, parts: list[Part]) -> None:
-        """Where the next pass writes: row i of the batch in slot `rows[i]`, its tokens at `positions[i]`; what it reads."""
-        self.rows, self.positions, self.parts = rows, positions, parts
+    def place(self, rows, positions, parts: list[Part], masks: list) -> None:
+        """Where the next pass writes: token i in slot `rows[i]` at `positions[i]`; what its parts read, with their masks."""
+        self.rows, self.positions, self.parts, self.masks = rows, positions, parts, masks
 
     def grow(self, slots: int, capacity: int) -> None:
         """Make room; what is stored stays."""

@@ -9,21 +9,10 @@ import random
 from dataclasses import dataclass, field
 
 from .base import Ended, EngineFault, Sample, Turn
+from .layout import ALIGN, KEYS, lay_out, round_up
 
-# Rows and widths of every pass are multiples of this. Matrix products treat rows in groups, and the last, incomplete group
-# by other instructions that round otherwise. Without incomplete groups a conversation's tokens and log-probs are the same
-# bits in any company (measured on x86 CPUs; GPUs choose their algorithms by shape and promise no such thing).
-ALIGN = 16
-KEYS = 512  # prompts look at a multiple of so many keys, for the same reason: attention works in blocks of them
-KEYS_OF_ONE = 64  # a single token may look at fewer
-IN_VAIN = 256  # keys that rows may read in vain to be read together: as dear as one more call
-CHUNK = 1024  # tokens of one row that a pass feeds at most: bounds the memory of attention
-PREFILL_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
-PATIENCE = 8  # new prompts wait until there is one for eight turns that run
-
-
-def round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+CHUNK = 1024  # tokens of one context that a pass feeds at most: bounds the memory of attention
+PASS_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
 
 
 @dataclass
@@ -37,12 +26,14 @@ class Row:
     ids: list[int] = field(default_factory=list)  # sampled; the last one is not fed yet
     logprobs: list[float] = field(default_factory=list)
 
-    def take(self, turn: Turn) -> list[int]:
-        """Begin a turn; the tokens that must be fed, at least one. What is cached beyond the common beginning is void."""
+    def take(self, turn: Turn) -> None:
+        """Begin a turn. What is cached beyond the common beginning is void; at least one token is left to feed."""
         self.turn, self.stream, self.ids, self.logprobs = turn, random.Random(turn.seed), [], []
-        shared = shared_length(self.cached, turn.ids[:-1])
-        del self.cached[shared:]
-        return turn.ids[shared:]
+        del self.cached[shared_length(self.cached, turn.ids[:-1]):]
+
+    def coming(self) -> list[int]:
+        """The tokens to feed next: the one sampled last, or as much of the context as a pass takes."""
+        return self.ids[-1:] or self.turn.ids[len(self.cached): len(self.cached) + CHUNK]
 
 
 class TransformersEngine:
@@ -65,6 +56,7 @@ class TransformersEngine:
         self.running: dict[str, Row] = {}
         self.ended: Ended = []  # not reported yet
         self.cache = None
+        self.last_slot = -1  # slots are given out in a ring: neighbours are of one age, so of about one length
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -80,7 +72,7 @@ class TransformersEngine:
         self.ended = [(ended, result) for ended, result in self.ended if ended != key]
 
     def poll(self) -> Ended:
-        """One pass through the model: prompts when there are some together or nothing else to do, then a token each."""
+        """One pass through the model: a token of every turn under way, and contexts of new turns beside them."""
         import torch
 
         try:
@@ -92,11 +84,13 @@ class TransformersEngine:
         return ended
 
     def _pass(self) -> None:
-        patient = len(self.waiting) * PATIENCE < len(self.running)
-        if rows := {} if patient else self._admit():
-            self._prefill(rows)
-        elif self.running:
-            self._decode()
+        if rows := self._admit():
+            for key, row in rows.items():
+                row.take(self.waiting.pop(key))
+            self.running |= rows
+            self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
+        if self.running:
+            self._feed(sorted(self.running.values(), key=lambda row: row.slot))
 
     def _fail(self, error: Exception) -> None:
         fault = EngineFault(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -106,29 +100,17 @@ class TransformersEngine:
         self.forget()
         self.ended = ended
 
-    def _prefill(self, rows: dict[str, Row]) -> None:
-        """Feed the contexts of waiting turns, and sample the first token of each."""
-        pieces = [row.take(self.waiting.pop(key)) for key, row in rows.items()]
-        self.running |= rows
-        self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
-        fed = list(zip(rows.values(), pieces, strict=True))
-        for start in range(0, max(map(len, pieces)), CHUNK):
-            part = [(row, piece[start: start + CHUNK]) for row, piece in fed if len(piece) > start]
-            logits = self._feed([row for row, _ in part], [piece for _, piece in part])
-            last = [i for i, (row, _) in enumerate(part) if len(row.cached) == len(row.turn.ids)]
-            self._sample([part[i][0] for i in last], logits[last])
-
     def _admit(self) -> dict[str, Row]:
-        """Rows for as many waiting turns as one pass may feed; new conversations may take the slots of resting ones."""
+        """Rows for as many waiting turns as this pass may feed; new conversations may take the slots of resting ones."""
         chosen: dict[str, Row] = {}
-        width = 0
+        tokens = sum(len(row.coming()) for row in self.running.values()) if self.waiting else 0
         for key, turn in list(self.waiting.items()):
             row = self.rows.pop(key, None) or self._new_row()
             if row is None:
                 continue
             self.rows[key] = row  # now the last one used
-            width = max(width, len(turn.ids) - shared_length(row.cached, turn.ids))
-            if chosen and (len(chosen) + 1) * min(width, CHUNK) > PREFILL_TOKENS:
+            tokens += min(len(turn.ids) - shared_length(row.cached, turn.ids), CHUNK)
+            if (chosen or self.running) and tokens > PASS_TOKENS:
                 break
             chosen[key] = row
         return chosen
@@ -140,7 +122,10 @@ class TransformersEngine:
                 return None
             del self.rows[resting]
         taken = {row.slot for row in self.rows.values()}
-        return Row(next(slot for slot in range(len(taken) + 1) if slot not in taken))
+        size = max(len(taken) + 1, self.cache.slots if self.cache else 0)
+        ring = ((self.last_slot + step) % size for step in range(1, size + 1))
+        self.last_slot = next(slot for slot in ring if slot not in taken)
+        return Row(self.last_slot)
 
     def _make_room(self, tokens: int) -> None:
         slots = round_up(max(row.slot for row in self.rows.values()) + 1, ALIGN)
@@ -153,62 +138,47 @@ class TransformersEngine:
             capacity = max(capacity, round_up(self.cache.capacity * 3 // 2, KEYS))
         self.cache.grow(slots, capacity)
 
-    def _feed(self, rows: list[Row], pieces: list[list[int]]):
-        """Run new tokens through the model; logits after the last one of each row, (rows, vocabulary)."""
-        width = round_up(max(map(len, pieces)), ALIGN)
-        parts = [([row], round_up(len(piece), ALIGN), round_up(len(row.cached) + len(piece), KEYS))
-                 for row, piece in zip(rows, pieces, strict=True)]
-        kept = sorted({len(piece) - 1 for piece in pieces})
-        padded = kept + kept[-1:] * (round_up(len(kept), ALIGN) - len(kept))
-        logits = self._forward(rows, [piece + [self.end] * (width - len(piece)) for piece in pieces], parts, padded)
-        for row, piece in zip(rows, pieces, strict=True):
-            row.cached += piece
-        return logits[list(range(len(rows))), [kept.index(len(piece) - 1) for piece in pieces]]
-
-    def _decode(self) -> None:
-        """One more token for every running turn."""
-        rows = sorted(self.running.values(), key=lambda row: row.slot)
-        filling = rows[:1] * (round_up(len(rows), ALIGN) - len(rows))
-        tokens = [row.ids[-1:] for row in rows + filling]
-        logits = self._forward(rows + filling, tokens, neighbours(rows), [0], real=len(rows))
-        for row in rows:
-            row.cached.append(row.ids[-1])
-        self._sample(rows, logits[: len(rows), 0])
-
-    def _forward(self, rows: list[Row], tokens: list[list[int]], parts: list[tuple], kept: list[int], real: int | None = None):
-        """Logits at the places `kept` of each row's new tokens, (rows, kept, vocabulary).
-
-        `parts`: (neighbouring rows, new tokens, keys) that attention takes together. Rows from `real` on only fill the
-        batch up: what they write goes to a place that nobody looks at.
-        """
+    def _feed(self, rows: list[Row]) -> None:
+        """Run the tokens to come of each row through the model, and sample where a context is complete."""
         import torch
 
         from .cache import attending_slots
 
-        device, nowhere = self.model.device, self.cache.capacity - 1
-        starts = torch.tensor([len(row.cached) for row in rows], device=device)
-        starts[real:] = nowhere if real is not None else starts[real:]
-        positions = (starts[:, None] + torch.arange(len(tokens[0]), device=device)).clamp(max=nowhere)
-        slots = torch.tensor([row.slot for row in rows], device=device)
-        self.cache.place(slots, positions, self._parts(parts, positions))
+        plan = lay_out(rows, self.end, self.cache.capacity - 1)
+        tokens, positions, slots, last = (torch.tensor(numbers, device=self.model.device)
+                                          for numbers in (plan.tokens, plan.positions, plan.slots, plan.last))
+        self.cache.place(slots, positions, plan.parts, self._masks(plan, positions))
         with attending_slots(self.model):
-            return self.model(input_ids=torch.tensor(tokens, device=device), attention_mask=positions[:, None, :, None],
-                              position_ids=positions, past_key_values=self.cache, use_cache=True, slot_cache=self.cache,
-                              logits_to_keep=torch.tensor(kept, device=device)).logits
+            logits = self.model(input_ids=tokens[None], attention_mask=positions[None, None, :, None],
+                                position_ids=positions[None], past_key_values=self.cache, use_cache=True,
+                                slot_cache=self.cache, logits_to_keep=last).logits[0]
+        for row, piece in zip(rows, plan.pieces, strict=True):
+            row.cached += piece
+        complete = [row for row in rows if len(row.cached) >= len(row.turn.ids)]
+        if complete:
+            self._sample(complete, logits[: len(complete)])
 
-    def _parts(self, parts: list[tuple], positions) -> list:
-        """What attention reads, with masks that hide what comes later."""
+    def _masks(self, plan, positions) -> list:
+        """For each part, what its tokens may look at: those that sampled a token last are treated together."""
+        single = [part for part in plan.parts if part.tokens == 1]
+        if single:
+            places = [i for part in single for i in range(part.first, part.first + part.count)]
+            together = self._mask(positions[places][:, None], max(part.keys for part in single))
+        masks, begun = [], 0
+        for part in plan.parts:
+            if part.tokens == 1:
+                masks.append(together[begun: begun + part.count, ..., : part.keys])
+                begun += part.count
+            else:
+                masks.append(self._mask(positions[None, part.first: part.first + part.tokens], part.keys))
+        return masks
+
+    def _mask(self, positions, keys: int):
+        """0 at the keys up to each position and -inf beyond, (rows, 1, tokens, keys), for `positions` (rows, tokens)."""
         import torch
 
-        from .cache import Part
-
-        found, first = [], 0
-        for rows, tokens, keys in parts:
-            later = torch.arange(keys, device=positions.device) > positions[first: first + len(rows), None, :tokens, None]
-            mask = torch.zeros(later.shape, dtype=self.model.dtype, device=positions.device).masked_fill(later, float("-inf"))
-            found.append(Part(first, rows[0].slot, mask))
-            first += len(rows)
-        return found
+        later = torch.arange(keys, device=positions.device) > positions[:, None, :, None]
+        return torch.zeros(later.shape, dtype=self.model.dtype, device=positions.device).masked_fill(later, float("-inf"))
 
     def _sample(self, rows: list[Row], logits) -> None:
         """Append a token to each row, and end the turns that end with it."""
@@ -233,22 +203,6 @@ class TransformersEngine:
             if stopped or len(row.ids) >= row.turn.max_new_tokens:
                 self.running.pop(row.turn.key, None)
                 self.ended.append((row.turn.key, Sample(row.ids, row.logprobs, stopped)))
-
-
-def neighbours(rows: list[Row]) -> list[tuple[list[Row], int, int]]:
-    """Rows in the order of their slots as parts for one new token each: neighbours of about the same length."""
-    parts: list[tuple[list[Row], int, int]] = []
-    for row in rows:
-        keys = round_up(len(row.cached) + 1, KEYS_OF_ONE)
-        if parts:
-            members, _, known = parts[-1]
-            most = max(known, keys)
-            in_vain = (most - known) * len(members) + most - keys
-            if row.slot == members[-1].slot + 1 and in_vain <= IN_VAIN:
-                parts[-1] = ([*members, row], 1, most)
-                continue
-        parts.append(([row], 1, keys))
-    return parts
 
 
 def shared_length(first: list[int], second: list[int]) -> int:
