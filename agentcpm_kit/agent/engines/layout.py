@@ -29,11 +29,15 @@ class Part:
 
 @dataclass
 class Layout:
-    """By place: `tokens`, and the `slots` and `positions` that they are stored at. `last`: places to sample after."""
+    """By place: `tokens`, and the `slots` and `positions` that they are stored at.
+
+    `complete` are the rows whose context ends in this pass, `last` the places to sample after, theirs first.
+    """
 
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    complete: list = field(default_factory=list)
     last: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     pieces: list[list[int]] = field(default_factory=list)  # the tokens of each row, without filling
@@ -53,6 +57,7 @@ def lay_out(rows: list, filler: int, nowhere: int) -> Layout:
         keys = round_up(start + len(piece), KEYS)
         _add_part(plan.parts, Part(first, 1, tokens, row.slot, keys))
         if start + len(piece) >= len(row.turn.ids):
+            plan.complete.append(row)
             plan.last.append(first + len(piece) - 1)
     _fill(plan, filler, nowhere, 0, -len(plan.tokens) % ALIGN)
     plan.last += [0] * (round_up(max(len(plan.last), 1), ALIGN) - len(plan.last))

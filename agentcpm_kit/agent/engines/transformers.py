@@ -85,8 +85,8 @@ class TransformersEngine:
 
     def _pass(self) -> None:
         if rows := self._admit():
-            for key, row in rows.items():
-                row.take(self.waiting.pop(key))
+            for key in rows:
+                del self.waiting[key]
             self.running |= rows
             self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
         if self.running:
@@ -109,7 +109,8 @@ class TransformersEngine:
             if row is None:
                 continue
             self.rows[key] = row  # now the last one used
-            tokens += min(len(turn.ids) - shared_length(row.cached, turn.ids), CHUNK)
+            row.take(turn)
+            tokens += len(row.coming())
             if (chosen or self.running) and tokens > PASS_TOKENS:
                 break
             chosen[key] = row
@@ -154,24 +155,14 @@ class TransformersEngine:
                                 slot_cache=self.cache, logits_to_keep=last).logits[0]
         for row, piece in zip(rows, plan.pieces, strict=True):
             row.cached += piece
-        complete = [row for row in rows if len(row.cached) >= len(row.turn.ids)]
-        if complete:
-            self._sample(complete, logits[: len(complete)])
+        if plan.complete:
+            self._sample(plan.complete, logits[: len(plan.complete)])
 
     def _masks(self, plan, positions) -> list:
-        """For each part, what its tokens may look at: those that sampled a token last are treated together."""
-        single = [part for part in plan.parts if part.tokens == 1]
-        if single:
-            places = [i for part in single for i in range(part.first, part.first + part.count)]
-            together = self._mask(positions[places][:, None], max(part.keys for part in single))
-        masks, begun = [], 0
-        for part in plan.parts:
-            if part.tokens == 1:
-                masks.append(together[begun: begun + part.count, ..., : part.keys])
-                begun += part.count
-            else:
-                masks.append(self._mask(positions[None, part.first: part.first + part.tokens], part.keys))
-        return masks
+        """For each part, what its tokens may look at."""
+        ends = [part.first + part.count * part.tokens for part in plan.parts]
+        return [self._mask(positions[part.first: end].view(part.count, part.tokens), part.keys)
+                for part, end in zip(plan.parts, ends, strict=True)]
 
     def _mask(self, positions, keys: int):
         """0 at the keys up to each position and -inf beyond, (rows, 1, tokens, keys), for `positions` (rows, tokens)."""
