@@ -8,7 +8,8 @@ import torch
 
 from agentcpm_kit.agent.engines import EngineFault, Sample, TransformersEngine, Turn, generate_turns
 from agentcpm_kit.agent.engines import transformers as module
-from agentcpm_kit.agent.engines.cache import SlotCache
+from agentcpm_kit.agent.engines import attention as attention_module
+from agentcpm_kit.agent.engines import cache as cache_module
 from agentcpm_kit.agent.engines.transformers import shared_length
 
 from .test_episode import Script
@@ -116,6 +117,34 @@ def test_a_row_is_the_same_bits_in_any_company(tiny_model, tokenizer, forty, num
     assert all(found[i] == forty[i] for i in numbers)  # ids and log-probs, exactly
 
 
+@pytest.mark.parametrize("module_, name, value", [(cache_module, "GAPS", 10**9), (cache_module, "GAPS", 0.001),
+                                                  (attention_module, "IN_VAIN", 0), (attention_module, "IN_VAIN", 10**9)])
+def test_where_blocks_lie_changes_no_bit(tiny_model, tokenizer, forty, monkeypatch, module_, name, value):
+    """Moved at every gap or never, gathered always or never."""
+    monkeypatch.setattr(module_, name, value)
+    engine, moves = TransformersEngine(tiny_model, tokenizer, batch_size=64), []
+    move = cache_module.BlockLayer.move
+    monkeypatch.setattr(cache_module.BlockLayer, "move", lambda *args: moves.append(args[1:]) or move(*args))
+    assert samples_of(converse(engine, range(40), random.Random(9))) == forty
+    assert bool(moves) == (name != "GAPS" or value > 1)
+
+
+@pytest.mark.parametrize("key_heads, dtype, error", [(1, torch.float32, 1e-4), (2, torch.float32, 1e-4), (2, torch.bfloat16, 0.2)])
+def test_grouped_heads_and_half_precision(tokenizer, key_heads, dtype, error):
+    """As real models have them: several query heads for each key head, and 16-bit weights."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+                         num_key_value_heads=key_heads, intermediate_size=64, initializer_range=0.3)
+    model = Qwen3ForCausalLM(config).eval().to(dtype)
+    found = converse(TransformersEngine(model, tokenizer, batch_size=16), range(12))
+    assert samples_of(converse(TransformersEngine(model, tokenizer, batch_size=16), [7])) == {7: samples_of(found)[7]}
+    for turns in found.values():
+        for context, sample in turns:
+            assert sample.logprobs == pytest.approx(expected_logprobs(model, context, sample), abs=error)
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_small_batch_changes_no_token(tiny_model, tokenizer, forty, size):
     """Conversations lose their place and are computed again, by other shapes: equal up to rounding."""
@@ -153,7 +182,7 @@ def test_a_pass_feeds_no_more_than_its_share(tiny_model, tokenizer, monkeypatch)
 
 
 def test_longer_and_longer_contexts(tiny_model, tokenizer):
-    """The cache grows twice, past several blocks of keys, while others rest in it."""
+    """The cache grows several times while others rest in it."""
     engine = TransformersEngine(tiny_model, tokenizer, batch_size=4)
     rng, contexts = random.Random(1), {f"c{i}": [7] * (20 + i) for i in range(3)}
     for round_, words in enumerate((10, 500, 30, 700)):
@@ -166,7 +195,7 @@ def test_longer_and_longer_contexts(tiny_model, tokenizer):
 
 
 def test_the_last_ones_of_a_large_batch_go_on_alone(tiny_model, tokenizer):
-    """Far apart among slots that rest; all of them go on as if nothing had happened."""
+    """Far apart among conversations that rest; all of them go on as if nothing had happened."""
     engine = TransformersEngine(tiny_model, tokenizer, batch_size=64)
     engine.end = 0  # which none of these draws happens to give: nobody ends by itself
     contexts = {f"c{i}": pieces(i)[0] for i in range(40)}
@@ -176,7 +205,8 @@ def test_the_last_ones_of_a_large_batch_go_on_alone(tiny_model, tokenizer):
         for key, sample in finish(engine, 40).items():
             assert sample.logprobs == pytest.approx(expected_logprobs(tiny_model, contexts[key], sample), abs=1e-4)
             contexts[key] = contexts[key] + sample.ids + [5, 6]
-    assert len({row.slot for row in engine.rows.values()}) == 40
+    blocks = [block for row in engine.rows.values() for block in row.blocks]
+    assert len(engine.rows) == 40 and len(set(blocks)) == len(blocks)
 
 
 @pytest.mark.parametrize("change", [
@@ -388,7 +418,7 @@ def test_memory_that_runs_out_as_the_cache_grows(tiny_model, tokenizer, monkeypa
     engine = TransformersEngine(tiny_model, tokenizer, batch_size=8)
     ask(engine, turns_of([0]))
     with monkeypatch.context() as patch:
-        patch.setattr(SlotCache, "grow", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+        patch.setattr(cache_module, "_grown", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
         ended = ask(engine, [Turn("long", [7] * 600, "s", 5), *turns_of([1])])
     assert all(isinstance(sample, EngineFault) for sample in ended.values()) and engine.batch_size == 4
     assert isinstance(ask(engine, [Turn("long", [7] * 600, "s", 5)])["long"], Sample)

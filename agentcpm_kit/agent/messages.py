@@ -192,6 +192,7 @@ class Renderer:
     def __init__(self, tokenizer, schemas: list[dict]):
         self.tokenizer, self.schemas = tokenizer, schemas
         self.end_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self._frames: dict[tuple[str, int], list[str] | None] = {}
 
     def _text(self, messages: list[dict], generation: bool = False) -> str:
         return self.tokenizer.apply_chat_template(messages, tools=self.schemas, tokenize=False,
@@ -201,7 +202,8 @@ class Renderer:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def prompt(self, question: str) -> list[int]:
-        return self.conversation(first_messages(question))
+        """Ids of the first prompt: system prompt, tools, question, and the opening of the first turn."""
+        return self.encode(self._around("question", [question], first_messages, ""))
 
     def conversation(self, messages: list[dict]) -> list[int]:
         """Ids of a whole conversation and the opening of the next turn."""
@@ -212,20 +214,36 @@ class Renderer:
 
         The template renders a whole conversation, so the piece is what it adds to one that ends with a call.
         """
-        tail = [{"role": "tool", "content": result} for result in results]
-        after = self._text(self._head + tail, generation=True)
-        return self.encode(after[self._head_length:])
+        return self.encode(self._around("tool", results, _with_results, self._head))
 
     @cached_property
-    def _head(self) -> list[dict]:
-        return [*first_messages("x"), assistant_message("x", call=ToolCall("search", {"query": ["x"]}))]
+    def _head(self) -> str:
+        return self._text(_with_results()).rstrip("\n")
 
-    @cached_property
-    def _head_length(self) -> int:
-        return len(self._text(self._head).rstrip("\n"))
+    def _around(self, kind: str, contents: list[str], messages, head: str) -> str:
+        """What the template makes of `messages(*contents)` after `head`; it is asked once for each number of contents.
+
+        Templates write contents as they are, or they are asked every time.
+        """
+        key = kind, len(contents)
+        if key not in self._frames:
+            marks = [f" \n<{i}>\n " for i in range(len(contents))]  # with spaces that a template might strip
+            text = self._text(messages(*marks), generation=True)[len(head):]
+            frame = re.split("|".join(map(re.escape, marks)), text)
+            self._frames[key] = frame if len(frame) == len(marks) + 1 else None
+        frame = self._frames[key]
+        if frame is None:
+            return self._text(messages(*contents), generation=True)[len(head):]
+        return frame[0] + "".join(content + after for content, after in zip(contents, frame[1:], strict=True))
 
     def assistant_text(self, message: dict) -> str:
         """The text which an engine would have generated for this message, without ``<|im_end|>``."""
         head = first_messages("x")
         start = len(self._text(head, generation=True))
         return self._text([*head, message])[start:].rstrip("\n").removesuffix("<|im_end|>")
+
+
+def _with_results(*results: str) -> list[dict]:
+    """A conversation that ends with a call and its results."""
+    call = assistant_message("x", call=ToolCall("search", {"query": ["x"]}))
+    return [*first_messages("x"), call, *({"role": "tool", "content": result} for result in results)]

@@ -1,102 +1,106 @@
-"""A key-value cache of slots: each conversation owns one row, filled from its left end without holes.
+"""A key-value cache in blocks, as vLLM's: every conversation owns some blocks of tokens, in a list of its own.
 
-Position i of a row always holds token i, whoever shares the batch. So a row can be taken up again turns later, cut back to a
-shared beginning, or be fed beside rows of any other length. And what is added up for a token is added up in the same
-order in every batch: see `layout`. `slot_attention` reads the rows where they lie, as far as each is filled:
-on two cores most of a token's time goes into reading keys and values.
+Whoever needs room takes the lowest free block, and now and then the last blocks move into the gaps, so those in use lie
+close together: `attention` reads them all at once.
 """
 
-from contextlib import contextmanager
+from heapq import heappop, heappush
 
 import torch
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .layout import Part
+from .attention import BLOCK, NOBODYS, AttentionPlan, blocks_for
 
-ATTENTION = "agentcpm_kit_slots"
+GAPS = 8  # blocks move when there is more than one gap to so many of them
 
 
-def slot_attention(module, query, key, value, attention_mask, scaling=None, slot_cache=None, **kwargs):
-    """Attention of transformers' interface over whole layers of a `SlotCache`, part by part; (1, tokens, heads, size).
+class BlockLayer(CacheLayerMixin):
+    """Keys and values of one layer, (blocks, heads, BLOCK, size); `ready` blocks hold numbers.
 
-    `query` is (1, heads, tokens, size). Places that belong to no part are filling and get zeros.
+    In float32 on a CPU, where sums of products of bfloat16 numbers would be rounded to bfloat16 and be no faster.
     """
-    out = query.new_zeros(query.shape[2], query.shape[1], value.shape[-1])
-    for part, mask in zip(slot_cache.parts, slot_cache.masks, strict=True):
-        places, own = slice(part.first, part.first + part.count * part.tokens), slice(part.slot, part.slot + part.count)
-        found = torch.nn.functional.scaled_dot_product_attention(
-            query[0, :, places].unflatten(1, (part.count, part.tokens)).transpose(0, 1), key[own, :, :part.keys],
-            value[own, :, :part.keys], attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
-        out[places] = found.transpose(1, 2).flatten(0, 1)
-    return out[None], None
-
-
-AttentionInterface.register(ATTENTION, slot_attention)
-
-
-@contextmanager
-def attending_slots(model):
-    """The model computes attention with `slot_attention` in this block, and as before after it."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-
-
-class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (slots, heads, capacity, head size)."""
 
     is_sliding = False
 
-    def __init__(self, owner: "SlotCache"):
+    def __init__(self, owner: "BlockCache"):
         super().__init__()
-        self.owner = owner
+        self.owner, self.ready = owner, 0
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        owner, (_, heads, _, size) = self.owner, key_states.shape
-        self.keys = key_states.new_zeros(owner.slots, heads, owner.capacity, size)
-        self.values = value_states.new_zeros(owner.slots, heads, owner.capacity, value_states.shape[-1])
+        dtype = torch.float32 if key_states.device.type == "cpu" else key_states.dtype
+        self.keys, self.values = (states.new_empty(0, states.shape[1], BLOCK, states.shape[-1], dtype=dtype)
+                                  for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Store the new states at the positions of this pass; whole layers are returned, for `slot_attention`."""
+        """Store the new states in their places; all blocks are returned, for `block_attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        owner = self.owner
-        self.keys[owner.rows, :, owner.positions] = key_states[0].transpose(0, 1)
-        self.values[owner.rows, :, owner.positions] = value_states[0].transpose(0, 1)
+        owner, plan = self.owner, self.owner.plan
+        if self.ready < owner.used:
+            self.keys, self.values = (_grown(stored, self.ready, owner) for stored in (self.keys, self.values))
+            self.ready = owner.used
+        for stored, states in (self.keys, key_states), (self.values, value_states):
+            stored[plan.blocks, :, plan.offsets] = states[0].transpose(0, 1).to(stored.dtype)
         return self.keys, self.values
+
+    def move(self, blocks: list[int], to: list[int]) -> None:
+        if self.is_initialized:
+            self.keys[to], self.values[to] = self.keys[blocks], self.values[blocks]
 
     def get_seq_length(self) -> int:
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.capacity, 0
+        return self.owner.size * BLOCK, 0
 
     def get_max_length(self) -> int:
-        return self.owner.capacity
+        return self.owner.size * BLOCK
 
 
-class SlotCache(Cache):
-    """`slots` rows that hold `capacity` tokens each; both may grow."""
+def _grown(stored: torch.Tensor, ready: int, owner: "BlockCache") -> torch.Tensor:
+    """Room for all blocks. Those used for the first time hold zeros, since what is masked must still be a number."""
+    if len(stored) < owner.size:
+        before, stored = stored, stored.new_empty(owner.size, *stored.shape[1:])
+        stored[:ready] = before[:ready]
+    stored[ready: owner.used] = 0
+    return stored
 
-    def __init__(self, layers: int, slots: int, capacity: int):
-        self.slots, self.capacity = slots, capacity
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
-    def place(self, rows, positions, parts: list[Part], masks: list) -> None:
-        """Where the next pass writes: token i in slot `rows[i]` at `positions[i]`; what its parts read, with their masks."""
-        self.rows, self.positions, self.parts, self.masks = rows, positions, parts, masks
+class BlockCache(Cache):
+    """Room for `size` blocks, which doubles when it does not suffice; those from `used` on are free.
 
-    def grow(self, slots: int, capacity: int) -> None:
-        """Make room; what is stored stays."""
-        more = (max(slots, self.slots) - self.slots, max(capacity, self.capacity) - self.capacity)
-        self.slots, self.capacity = self.slots + more[0], self.capacity + more[1]
+    `plan` is that of the pass under way.
+    """
+
+    def __init__(self, layers: int):
+        self.size = self.used = NOBODYS + 1
+        self.free: list[int] = []  # a heap of those below `used`
+        self.plan: AttentionPlan | None = None
+        super().__init__(layers=[BlockLayer(self) for _ in range(layers)])
+
+    def fit(self, blocks: list[int], tokens: int) -> None:
+        """Let a conversation have as many blocks as `tokens` need, and no more."""
+        count = blocks_for(tokens)
+        while len(blocks) > count:
+            heappush(self.free, blocks.pop())
+        while len(blocks) < count:
+            if not self.free:
+                self.free.append(self.used)
+                self.used += 1
+            blocks.append(heappop(self.free))
+        while self.size < self.used:
+            self.size *= 2
+
+    def compact(self, conversations: list[list[int]]) -> None:
+        """Where there are many gaps, move the last blocks there. `conversations` are the lists of all who own blocks."""
+        owned = sum(map(len, conversations))
+        if self.used - 1 - owned <= owned // GAPS:
+            return
+        last = [(blocks, i) for blocks in conversations for i, block in enumerate(blocks) if block > owned]
+        gaps = [block for block in self.free if block <= owned]
         for layer in self.layers:
-            if layer.is_initialized and any(more):
-                pad = (0, 0, 0, more[1], 0, 0, 0, more[0])
-                layer.keys = torch.nn.functional.pad(layer.keys, pad)
-                layer.values = torch.nn.functional.pad(layer.values, pad)
+            layer.move([blocks[i] for blocks, i in last], gaps)
+        for (blocks, i), gap in zip(last, gaps, strict=True):
+            blocks[i] = gap
+        self.free, self.used = [], owned + 1

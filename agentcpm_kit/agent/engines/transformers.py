@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from .base import Ended, EngineFault, Sample, Turn
-from .layout import ALIGN, KEYS, lay_out, round_up
+from .layout import lay_out
 
 CHUNK = 1024  # tokens of one context that a pass feeds at most: bounds the memory of attention
 PASS_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
@@ -17,9 +17,9 @@ PASS_TOKENS = 16_384  # tokens of all rows that a pass feeds at most
 
 @dataclass
 class Row:
-    """A conversation in a slot: `cached` are the tokens whose keys are stored; the rest is the turn under way."""
+    """A conversation: `cached` are the tokens whose keys are stored, in its `blocks`; the rest is the turn under way."""
 
-    slot: int
+    blocks: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     turn: Turn | None = None
     stream: random.Random = field(default_factory=random.Random)
@@ -56,7 +56,6 @@ class TransformersEngine:
         self.running: dict[str, Row] = {}
         self.ended: Ended = []  # not reported yet
         self.cache = None
-        self.last_slot = -1  # slots are given out in a ring: neighbours are of one age, so of about one length
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -67,9 +66,15 @@ class TransformersEngine:
             self.waiting[turn.key] = turn
 
     def release(self, key: str) -> None:
-        for known in (self.waiting, self.running, self.rows):
+        self._drop(key)
+        for known in (self.waiting, self.running):
             known.pop(key, None)
         self.ended = [(ended, result) for ended, result in self.ended if ended != key]
+
+    def _drop(self, key: str) -> None:
+        """Forget what is cached of a conversation."""
+        if (row := self.rows.pop(key, None)) and self.cache is not None:
+            self.cache.fit(row.blocks, 0)
 
     def poll(self) -> Ended:
         """One pass through the model: a token of every turn under way, and contexts of new turns beside them."""
@@ -88,9 +93,8 @@ class TransformersEngine:
             for key in rows:
                 del self.waiting[key]
             self.running |= rows
-            self._make_room(max(len(row.turn.ids) + row.turn.max_new_tokens for row in rows.values()))
         if self.running:
-            self._feed(sorted(self.running.values(), key=lambda row: row.slot))
+            self._feed(list(self.running.values()))
 
     def _fail(self, error: Exception) -> None:
         fault = EngineFault(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -101,7 +105,7 @@ class TransformersEngine:
         self.ended = ended
 
     def _admit(self) -> dict[str, Row]:
-        """Rows for as many waiting turns as this pass may feed; new conversations may take the slots of resting ones."""
+        """Rows for as many waiting turns as this pass may feed; new conversations may take the place of resting ones."""
         chosen: dict[str, Row] = {}
         tokens = sum(len(row.coming()) for row in self.running.values()) if self.waiting else 0
         for key, turn in list(self.waiting.items()):
@@ -121,55 +125,34 @@ class TransformersEngine:
             resting = next((k for k in self.rows if k not in self.running and k not in self.waiting), None)
             if resting is None:
                 return None
-            del self.rows[resting]
-        taken = {row.slot for row in self.rows.values()}
-        size = max(len(taken) + 1, self.cache.slots if self.cache else 0)
-        ring = ((self.last_slot + step) % size for step in range(1, size + 1))
-        self.last_slot = next(slot for slot in ring if slot not in taken)
-        return Row(self.last_slot)
-
-    def _make_room(self, tokens: int) -> None:
-        slots = round_up(max(row.slot for row in self.rows.values()) + 1, ALIGN)
-        capacity = round_up(tokens + 1, KEYS)  # the last place is nobody's: padding goes there
-        if self.cache is None:
-            from .cache import SlotCache
-
-            self.cache = SlotCache(self.model.config.num_hidden_layers, slots, capacity)
-        if capacity > self.cache.capacity:  # by half at least: growing copies everything
-            capacity = max(capacity, round_up(self.cache.capacity * 3 // 2, KEYS))
-        self.cache.grow(slots, capacity)
+            self._drop(resting)
+        return Row()
 
     def _feed(self, rows: list[Row]) -> None:
         """Run the tokens to come of each row through the model, and sample where a context is complete."""
         import torch
 
-        from .cache import attending_slots
+        from .attention import AttentionPlan, attending_blocks
+        from .cache import BlockCache
 
-        plan = lay_out(rows, self.end, self.cache.capacity - 1)
-        tokens, positions, slots, last = (torch.tensor(numbers, device=self.model.device)
-                                          for numbers in (plan.tokens, plan.positions, plan.slots, plan.last))
-        self.cache.place(slots, positions, plan.parts, self._masks(plan, positions))
-        with attending_slots(self.model):
+        if self.cache is None:
+            self.cache = BlockCache(self.model.config.num_hidden_layers)
+        self.cache.compact([row.blocks for row in self.rows.values()])
+        coming = [row.coming() for row in rows]
+        for row, tokens in zip(rows, coming, strict=True):
+            self.cache.fit(row.blocks, len(row.cached) + len(tokens))
+        layout, device = lay_out(rows, self.end), self.model.device
+        tokens, positions, last = (torch.tensor(numbers, device=device)
+                                   for numbers in (layout.tokens, layout.positions, layout.last))
+        self.cache.plan = AttentionPlan(layout, positions)
+        with attending_blocks(self.model):
             logits = self.model(input_ids=tokens[None], attention_mask=positions[None, None, :, None],
                                 position_ids=positions[None], past_key_values=self.cache, use_cache=True,
-                                slot_cache=self.cache, logits_to_keep=last).logits[0]
-        for row, piece in zip(rows, plan.pieces, strict=True):
-            row.cached += piece
-        if plan.complete:
-            self._sample(plan.complete, logits[: len(plan.complete)])
-
-    def _masks(self, plan, positions) -> list:
-        """For each part, what its tokens may look at."""
-        ends = [part.first + part.count * part.tokens for part in plan.parts]
-        return [self._mask(positions[part.first: end].view(part.count, part.tokens), part.keys)
-                for part, end in zip(plan.parts, ends, strict=True)]
-
-    def _mask(self, positions, keys: int):
-        """0 at the keys up to each position and -inf beyond, (rows, 1, tokens, keys), for `positions` (rows, tokens)."""
-        import torch
-
-        later = torch.arange(keys, device=positions.device) > positions[:, None, :, None]
-        return torch.zeros(later.shape, dtype=self.model.dtype, device=positions.device).masked_fill(later, float("-inf"))
+                                plan=self.cache.plan, logits_to_keep=last).logits[0]
+        for row, tokens in zip(rows, coming, strict=True):
+            row.cached += tokens
+        if layout.complete:
+            self._sample(layout.complete, logits[: len(layout.complete)])
 
     def _sample(self, rows: list[Row], logits) -> None:
         """Append a token to each row, and end the turns that end with it."""
