@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .agent.engines import TransformersEngine, load_model
 from .agent.episode import run_episodes, world_tools
+from .agent.tokens import encode
 from .errors import KitError
 from .evaluate.scorers import is_right
 from .profile import load_profile, repo_root, set_seed
@@ -81,9 +82,9 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
 
 
 def _refuse_unknown_words(question: str, tokenizer) -> None:
-    ids = tokenizer(question, add_special_tokens=False).input_ids
+    ids = encode(tokenizer, question)
     words = [w for w in question.replace("?", " ").replace(".", " ").split()
-             if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
+             if tokenizer.unk_token_id in encode(tokenizer, w)]
     if tokenizer.unk_token_id in ids:
         raise KitError(f"the micro model knows no word {', '.join(map(repr, words))}; "
                        "`agentcpm-kit ask --examples 5` prints questions that it can read")

@@ -9,7 +9,7 @@ import os
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,16 +32,27 @@ class Machine(Section):
     minutes_measured: bool = False
 
 
-class Model(Section):
-    """``base`` is a folder in the repository, a local path, or a hub id.
+class Served(Section):
+    """A model on OpenAI-compatible servers, under their ``name`` for it. The key is in OPENAI_API_KEY."""
 
-    Engine ``openai`` asks ``urls`` (as ``http://host:8000/v1``) for ``served_name``; its key is in OPENAI_API_KEY.
+    urls: list[str]  # as http://host:8000/v1; turns are spread over them
+    name: str
+    api: Literal["completions", "chat"] = "completions"  # see agent/engines/openai.py
+    concurrency: int = 16  # turns at once on each server
+    timeout_s: float = 300.0  # of one try of one turn
+
+
+class Model(Section):
+    """``base`` is a folder, in the repository or anywhere on this machine.
+
+    With engine ``openai``, ``served`` says who serves which checkpoint, by the name of its folder: a pipeline makes new
+    ones, and a server that is asked for all of them under one name would compare a model with itself.
     """
 
     base: str
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    urls: list[str] = []
-    served_name: str = ""
+    served: dict[str, Served] = {}
+    vllm_memory: float | None = None  # share of the GPU (0.9; an agent and its summariser need one each), on a CPU GB of cache (1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -64,6 +75,19 @@ class Limits(Section):
     max_repetitions: int = 3  # the same text for this time ends an episode (the reference's examples: 4)
     max_total_tokens: int = 0  # sampled in all turns: with history resets the context alone is no limit
     max_seconds: float = 0.0  # wall time
+
+
+class Context(Section):
+    """What of a page the agent sees, and what happens when the context is full: see agent/context.py.
+
+    Wherever an agent plays: in data, training and evaluation alike. Notebook 08 compares policies.
+    """
+
+    name: Literal["raw", "truncate", "extract"] = "raw"  # those that need no model
+    keep: int = 3
+    min_tokens: int = 0
+    history: Literal["none", "discard_tools", "discard_all"] = "none"  # RL refuses resets: it trains one context
+    keep_thinking: bool = True
 
 
 class Evaluation(Section):
@@ -155,6 +179,7 @@ class Profile(Section):
     model: Model
     world: World
     limits: Limits
+    context: Context = Context()
     evaluation: Evaluation
     trajectories: Trajectories
     sft: SFT
@@ -209,7 +234,9 @@ def _first_error(file: str, error: ValidationError) -> KitError:
 def _keys(parents: list[str]) -> list[str]:
     model = Profile
     for name in parents:
-        model = model.model_fields[name].annotation
+        if name in model.model_fields:  # else a key of `served`, which are the user's own
+            kind = model.model_fields[name].annotation
+            model = get_args(kind)[1] if get_origin(kind) is dict else kind
     return [".".join([*parents, key]) for key in model.model_fields]
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/rollout.py --out results/reference/benchmarks/rollout
 
-Every arm plays the same test tasks with micro-merge, greedily, in one process; the arms take turns for `--rounds` rounds
-and medians count. What differs is named in `ARMS`. `one by one` and `batched` are engines under the kit's own loop: only
-the generation differs. `TRL` is GRPOTrainer's own loop (see `rollout_arms.TRLLoop`); vLLM needs `make setup-vllm`.
+Every arm plays the same test tasks with micro-merge, greedily; the arms take turns for `--rounds` rounds and medians count.
+What differs is named in `ARMS`. `one by one` and `batched` are engines under the kit's own loop: only the generation
+differs. `TRL` is GRPOTrainer's own loop (see `rollout_arms.TRLLoop`). vLLM, which needs `make setup-vllm`, has a process of
+its own, because it changes how torch computes in the process that it is loaded into; all others share one.
 
 `raw` replays the turns that the kit's run made with the same engine, and nothing else: no parsing, no tools, no
 trajectories. (kit - raw) / raw is what the harness costs. Where the kit's time goes comes from one more run with
@@ -13,14 +14,19 @@ stopwatches around its functions, as exclusive seconds of the main thread; tools
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import torch
 from rollout_arms import GenerateEngine, Outcome, Recorder, Replayer, TRLLoop, measure_parts, play, replay
 
 from agentcpm_kit.agent.engines import TransformersEngine, load_model
+from agentcpm_kit.agent.engines.loading import load_tokenizer
 from agentcpm_kit.environment import describe
 from agentcpm_kit.evaluate.runner import suite
 from agentcpm_kit.evaluate.scorers import is_right
@@ -32,7 +38,7 @@ MODEL = repo_root() / "data/models/micro-merge"
 ARMS = {"one by one": "Hugging Face generate, one episode at a time, every context computed anew",
         "batched": "the same in left-padded batches, turn by turn, a fixed batch at a time; ended episodes leave it",
         "TRL": "GRPOTrainer's tool loop over its own generate, a fixed batch at a time",
-        "kit, vLLM": "the kit's loop over vLLM in this process",
+        "kit, vLLM": "the kit's loop over vLLM, in a process of its own",
         "kit": "the kit's loop over its engine for transformers",
         "raw": "the kit's engine for transformers alone, on the turns of the kit's run"}
 
@@ -50,6 +56,25 @@ def warm_up(tasks: list[Task]) -> None:
         task.open_world().search(task.question, 1)
 
 
+def play_vllm(tasks: list[Task], batch: int, profile: Profile) -> Outcome:
+    from agentcpm_kit.agent.engines.vllm import VLLMEngine
+
+    tokenizer = load_tokenizer(MODEL)
+    with VLLMEngine(MODEL, tokenizer, 0.0, batch, profile.limits.max_context_tokens) as engine:
+        play(tasks[:batch], engine, profile.limits)  # its first turns are slow
+        engine._engine.reset_prefix_cache()
+        return play(tasks, engine, profile.limits)
+
+
+def in_own_process(tasks: int, batch: int, threads: int) -> Outcome:
+    """`play_vllm`, by this script."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "outcome.json"
+        subprocess.run([sys.executable, __file__, "--tasks", str(tasks), "--batch", str(batch), "--threads", str(threads),
+                        "--vllm-outcome", str(out)], check=True, stdout=subprocess.DEVNULL)
+        return Outcome(**json.loads(out.read_text()))
+
+
 class Bench:
     """The arms over one list of tasks; `few` are for the slowest."""
 
@@ -60,25 +85,15 @@ class Bench:
         self.answers = play(tasks, recorder, self.limits).answers
         self.conversations, self.said = recorder.conversations, recorder.said
         self.trl = TRLLoop(MODEL, tasks, batch, self.limits)
-        self.vllm = self._open_vllm()
         self.wrong_tokens = 0
-
-    def _open_vllm(self):
-        if not find_spec("vllm"):
-            return print("vLLM is not installed and is left out; `make setup-vllm` installs it for a CPU", file=sys.stderr)
-        from agentcpm_kit.agent.engines.vllm import VLLMEngine
-
-        return VLLMEngine(MODEL, self.tokenizer, 0.0, self.batch, self.limits.max_context_tokens)
 
     def run(self) -> dict[str, Outcome]:
         """One round: every arm once."""
-        if self.vllm:  # it would know the contexts of the round before
-            self.vllm._engine.reset_prefix_cache()
         found = {"one by one": play(self.few, GenerateEngine(self.model, self.tokenizer, 1), self.limits),
                  "batched": play(self.tasks, GenerateEngine(self.model, self.tokenizer, self.batch), self.limits, self.batch),
                  "TRL": self.trl.play()}
-        if self.vllm:
-            found["kit, vLLM"] = play(self.tasks, self.vllm, self.limits)
+        if find_spec("vllm"):
+            found["kit, vLLM"] = in_own_process(len(self.tasks), self.batch, torch.get_num_threads())
         found["kit"] = play(self.tasks, TransformersEngine(self.model, self.tokenizer, 0.0, self.batch), self.limits)
         replayer = Replayer(self.model, self.tokenizer, 0.0, self.batch, said=self.said)
         found["raw"] = Outcome(replay(replayer, self.conversations), found["kit"].tokens, found["kit"].answers)
@@ -156,17 +171,22 @@ def draw(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=int, default=256, help="episodes of each arm")
-    parser.add_argument("--few", type=int, default=24, help="episodes of `one by one`, the first of the same tasks")
-    parser.add_argument("--batch", type=int, default=128, help="episodes at once")
+    parser.add_argument("--tasks", type=int, default=1024, help="episodes of each arm")
+    parser.add_argument("--few", type=int, default=48, help="episodes of `one by one`, the first of the same tasks")
+    parser.add_argument("--batch", type=int, default=256, help="episodes at once")
     parser.add_argument("--rounds", type=int, default=3, help="how often each arm runs")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--out", type=Path, help="folder for rollout.json and rollout.png")
+    parser.add_argument("--vllm-outcome", type=Path, help="play with vLLM alone, and write its outcome to this file")
     args = parser.parse_args()
     profile, env = load_profile("micro"), describe(0)
     set_seed(0, args.threads)
     tasks = mixed_tasks(profile, args.tasks)
     warm_up(tasks)
+    if args.vllm_outcome:
+        return write_json(args.vllm_outcome, asdict(play_vllm(tasks, args.batch, profile)))
+    if not find_spec("vllm"):
+        print("vLLM is not installed and is left out; `make setup-vllm` installs it for a CPU", file=sys.stderr)
     bench = Bench(tasks, args.few, args.batch, profile)
     rounds = []
     for number in range(args.rounds):

@@ -204,9 +204,8 @@ def _tools(task: Task) -> dict:
             "fetch_url": lambda url, purpose="": tools.call("fetch_url", {"url": url, "purpose": purpose})}
 
 
-def _pass(*_, slot_cache, **__) -> str:
-    alone = all(part.tokens == 1 for part in slot_cache.parts)
-    return "model: passes of single tokens" if alone else "model: passes with contexts"
+def _pass(*_, plan, **__) -> str:
+    return "model: passes with contexts" if plan.prefills else "model: passes of single tokens"
 
 
 def parts_of(engine: TransformersEngine) -> list[tuple]:

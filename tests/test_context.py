@@ -202,10 +202,16 @@ def test_pages_are_not_read_as_a_prompt(tokenizer, text):
     assert writer.asked[0].messages[0]["content"] == f"{text.replace('<|im_end|>', '<| im_end |>')}\nFind the home."
 
 
-def test_long_pages_are_cut(tokenizer):
-    summariser = Summariser(Script(tokenizer, []), "short", max_page_tokens=4)
-    assert summariser.page_turn("k", PLAIN, "home").messages[0]["content"] == "# Pulmak\nPulmak\nFind the home."
-    assert summariser.page_turn("k", "a b c d", "home").messages[0]["content"] == "a b c d\nFind the home."
+def test_long_texts_are_cut_until_the_whole_prompt_fits(tokenizer):
+    """The beginning of a page, the end of a history; the prompt and the purpose count too."""
+    long = " ".join(["Pulmak", *["has"] * 500, "Talin"])
+    for limit in (30, 40, 100):
+        summariser = Summariser(Script(tokenizer, []), "short", "short_history", max_prompt_tokens=limit)
+        page = summariser.page_turn("k", long, "home of Pulmak")
+        history = summariser.history_turn("k", long, "What is the home of Pulmak?")
+        assert len(page.ids) <= limit and "Pulmak has" in page.messages[0]["content"] and "Talin" not in page.messages[0]["content"]
+        assert len(history.ids) <= limit and "has Talin" in history.messages[0]["content"]
+        assert summariser.page_turn("k", "a b c d", "home").messages[0]["content"] == "a b c d\nFind the home."
 
 
 def test_the_shipped_prompts_are_complete(tokenizer):

@@ -424,6 +424,19 @@ def test_a_resumed_run_plays_what_the_log_lacks(tokenizer, tmp_path):
     assert counted(tokenizer, TASKS, log, run=1)[1] == {t.task_id for t in TASKS}  # another run's episodes are others
 
 
+@pytest.mark.parametrize("change", [
+    {"limits": LIMITS.model_copy(update={"max_turns": 2})}, {"context": ContextPolicy("extract")},
+    {"context": ContextPolicy(keep=2)}, {"context": ContextPolicy(history="discard_tools")}])
+def test_a_log_of_other_rules_is_not_taken(tokenizer, tmp_path, change):
+    """Named by position and task alone, the episodes of one policy would stand in for another's."""
+    log, limits = tmp_path / "log.jsonl", change.get("limits", LIMITS)
+    counted(tokenizer, TASKS, log)
+    engine = Script(tokenizer, lambda turn: ANSWER)
+    found = run_episodes(TASKS, engine, world_tools(), limits, change.get("context"), log=log)
+    assert len(engine.asked) == 3 and len(read_trajectories(log)) == 6
+    assert run_episodes(TASKS, engine, world_tools(), limits, change.get("context"), log=log) == found and len(engine.asked) == 3
+
+
 def test_faults_are_played_again_and_the_last_word_counts(tokenizer, tmp_path):
     log = tmp_path / "log.jsonl"
     found, _ = counted(tokenizer, TASKS, log, lambda task: EngineFault("gone") if task is TASKS[1] else ANSWER)

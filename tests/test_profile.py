@@ -63,6 +63,8 @@ def test_every_file_is_a_profile_of_its_own_name():
 @pytest.mark.parametrize("change,hint", [
     (lambda v: v.update(threds=2), "did you mean 'threads'"),
     (lambda v: v["rl"].update(group_sise=2), "did you mean 'rl.group_size'"),
+    (lambda v: v["model"].update(served={"sft": {"url": ["http://a/v1"], "name": "m"}}), "did you mean 'model.served.sft.urls'"),
+    (lambda v: v.update(context={"histroy": "none"}), "did you mean 'context.history'"),
     (lambda v: v["rl"].update(steps="many"), "rl.steps"),
     (lambda v: v["rl"].update(loss="ppo"), "rl.loss"),
     (lambda v: v.pop("merge"), "merge")])

@@ -7,9 +7,10 @@ one; pages below `min_tokens` and purposes that ask for the full text are let th
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..errors import KitError, unknown
+from ..profile import Profile
 from ..world.index import Index
 from ..world.tasks import Task
 from ..world.tools import SEPARATOR
@@ -44,6 +45,16 @@ class ContextPolicy:
             raise unknown("history reset", self.history, RESETS)
         if self.writes and self.summariser is None:
             raise KitError(f"context policy {self.name} needs a summariser: ContextPolicy({self.name!r}, summariser=…)")
+
+    @classmethod
+    def of(cls, profile: Profile) -> "ContextPolicy":
+        """The one that a profile names under ``context``."""
+        return cls(**profile.context.model_dump())
+
+    def settings(self) -> dict:
+        """What tells it from other policies, without the summariser's model."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "summariser"}
+        return own | ({"summariser": self.summariser.settings()} if self.summariser else {})
 
     def applies(self, tool: str, arguments: dict, tokens: int) -> bool:
         """Whether a result of so many tokens is condensed."""

@@ -6,6 +6,7 @@ episode as a fault instead of becoming a wrong answer; an answer counts only out
 calls; a turn with neither call nor answer ends the episode; tokens are recorded as sampled and never made again from text.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -45,10 +46,11 @@ def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: 
 
     A fault in one episode never ends another. `seed` and `run` seed sampling and tool faults; `on_end` is called with
     each trajectory as it ends. With `log`, trajectories are appended to that jsonl file as they end, and those that it
-    holds already are not played again, faults excepted.
+    holds already, of the same tasks, limits and policy, are not played again, faults excepted. It cannot know the model:
+    give every model a log of its own.
     """
     names = episode_names(tasks, seed, run)
-    found = _logged(log, set(names)) if log else {}
+    found = _logged(log, set(names), settings_hash(limits, context or ContextPolicy())) if log else {}
     for trajectory in play_episodes(tasks, engine, tools, limits, context, seed, run, skip=set(found)):
         found[trajectory.episode] = trajectory
         if log:
@@ -103,9 +105,15 @@ def episode_names(tasks: list[Task], seed: int, run: int) -> list[str]:
     return [f"{seed}/{run}/{i}/{task.task_id}" for i, task in enumerate(tasks)]
 
 
-def _logged(log: Path, names: set[str]) -> dict[str, Trajectory]:
+def _logged(log: Path, names: set[str], settings: str) -> dict[str, Trajectory]:
     known = read_trajectories(log) if log.is_file() else []
-    return {t.episode: t for t in known if t.episode in names and not t.end_reason.is_fault}
+    return {t.episode: t for t in known if t.episode in names and t.settings == settings and not t.end_reason.is_fault}
+
+
+def settings_hash(limits: Limits, policy: ContextPolicy) -> str:
+    """The same for episodes that are played under the same rules."""
+    text = json.dumps([limits.model_dump(), policy.settings()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Episode:
@@ -116,7 +124,8 @@ class Episode:
         self.name, self.task, self.tools, self.renderer = name, task, tools, renderer
         self.limits, self.policy = limits, policy
         self.history = History(renderer, task.question, policy.keep_thinking)
-        self.trajectory = Trajectory(episode=name, task_id=task.task_id, run=run, question=task.question)
+        self.trajectory = Trajectory(episode=name, settings=settings_hash(limits, policy), task_id=task.task_id, run=run,
+                                     question=task.question)
 
     def play(self) -> Play:
         """Turn after turn until one ends the episode. Yields what it waits for, see `schedule`."""

@@ -48,6 +48,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
+from .tokens import encode
+
 SYSTEM_PROMPT = "You are a research agent. Use the tools, then answer in this form:\n<answer></answer>"
 MAX_DEPTH = 100  # our assumption: no tool takes deeper arguments, and dataclasses.asdict gives up below 500 levels
 
@@ -199,7 +201,7 @@ class Renderer:
                                                   add_generation_prompt=generation)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return encode(self.tokenizer, text)
 
     def prompt(self, question: str) -> list[int]:
         """Ids of the first prompt: system prompt, tools, question, and the opening of the first turn."""

@@ -10,6 +10,7 @@ from ..world.tasks import Task
 from ..world.tools import ToolSet, tool_schemas
 from .engines.base import Ended, Sample, Turn
 from .messages import Renderer, ToolCall, assistant_message
+from .tokens import decode
 
 
 class OracleEngine:
@@ -39,7 +40,7 @@ class OracleEngine:
         step, known = self.seen.get(turn.key, (0, []))
         new = turn.ids[len(known):] if turn.ids[: len(known)] == known else turn.ids  # all, where it was rendered again
         task = self.tasks[turn.key.rsplit("/", 1)[-1]]
-        text = self.renderer.assistant_text(oracle_message(task, step, self.tokenizer.decode(new)))
+        text = self.renderer.assistant_text(oracle_message(task, step, decode(self.tokenizer, new)))
         ids = [*self.renderer.encode(text), self.renderer.end_id]
         self.seen[turn.key] = step + 1, turn.ids + ids
         return Sample(ids, [0.0] * len(ids), True)

@@ -4,15 +4,18 @@ The paper's page summariser gets the page and the purpose, never the question (r
 write; prompts are text files in ``prompts/``, chosen by name, because a model of 1M parameters knows few words.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import unknown
 from .engines.base import Engine, Sample, Turn
 from .messages import split_thinking
+from .tokens import decode, encode
 
 PROMPTS = Path(__file__).parent / "prompts"
+SEAM = 4  # tokens that a text may gain where it is cut and put between others
 
 
 @lru_cache
@@ -27,33 +30,43 @@ def page_prompt(name: str, page: str, purpose: str) -> str:
 
 @dataclass
 class Summariser:
-    """`prompt` and `history_prompt` name files; pages are cut at `max_page_tokens` (the reference: 60,000)."""
+    """`prompt` and `history_prompt` name files; texts are cut so that no prompt exceeds `max_prompt_tokens`.
+
+    The reference cuts pages at 60,000 tokens.
+    """
 
     engine: Engine
     prompt: str = "page"
     history_prompt: str = "page_history"
     max_new_tokens: int = 1024
-    max_page_tokens: int = 60_000
+    max_prompt_tokens: int = 60_000
 
     def __post_init__(self):
         for name in (self.prompt, self.history_prompt):
             if name not in (known := [path.stem for path in PROMPTS.glob("*.txt")]):
                 raise unknown("prompt", name, known)
 
+    def settings(self) -> dict:
+        """All but the model."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "engine"}
+
     def page_turn(self, key: str, page: str, purpose: str) -> Turn:
-        return self._turn(key, page_prompt(self.prompt, self._cut(page), purpose))
+        return self._turn(key, page, lambda text: page_prompt(self.prompt, text, purpose))
 
     def history_turn(self, key: str, transcript: str, question: str) -> Turn:
-        history = self._cut(transcript, end=True)
-        return self._turn(key, prompt_text(self.history_prompt).format(history=history, question=question))
+        ask = prompt_text(self.history_prompt)
+        return self._turn(key, transcript, lambda text: ask.format(history=text, question=question), keep_end=True)
 
-    def _cut(self, text: str, end: bool = False) -> str:
-        """The beginning, or the end, of a text that is too long."""
-        ids, most = self.engine.tokenizer(text, add_special_tokens=False).input_ids, self.max_page_tokens
-        return text if len(ids) <= most else self.engine.tokenizer.decode(ids[-most:] if end else ids[:most])
-
-    def _turn(self, key: str, text: str) -> Turn:
-        return user_turn(self.engine.tokenizer, key, text, self.max_new_tokens)
+    def _turn(self, key: str, text: str, ask: Callable[[str], str], keep_end: bool = False) -> Turn:
+        """The beginning, or the end, of a text that is too long is asked about."""
+        turn = user_turn(self.engine.tokenizer, key, ask(text), self.max_new_tokens)
+        if len(turn.ids) <= self.max_prompt_tokens:
+            return turn
+        around = len(prompt_ids(self.engine.tokenizer, ask("")))
+        ids = encode(self.engine.tokenizer, text)
+        room = max(1, self.max_prompt_tokens - around - SEAM)
+        short = decode(self.engine.tokenizer, ids[-room:] if keep_end else ids[:room])
+        return user_turn(self.engine.tokenizer, key, ask(short), self.max_new_tokens)
 
     def read(self, sample: Sample) -> str:
         return reply_text(self.engine.tokenizer, sample)
@@ -63,7 +76,7 @@ def prompt_ids(tokenizer, text: str) -> list[int]:
     """One user turn and the opening of the reply, in the tokenizer's chat template; thinking is off where it can be."""
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
                                              add_generation_prompt=True, enable_thinking=False)
-    return tokenizer(rendered, add_special_tokens=False).input_ids
+    return encode(tokenizer, rendered)
 
 
 def user_turn(tokenizer, key: str, text: str, max_new_tokens: int) -> Turn:

@@ -76,6 +76,7 @@ class Trajectory(BaseModel):
     """An episode. A history reset begins a new context; what was sampled before it stays in the earlier ones."""
 
     episode: str = ""  # its name within a run: seed/run/position/task
+    settings: str = ""  # which limits and context policy it was played under, as a hash
     task_id: str
     run: int = 0
     question: str

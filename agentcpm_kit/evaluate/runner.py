@@ -82,8 +82,12 @@ def suite(profile: Profile, split: str, count: int | None = None, hops: list[int
 def evaluate_agent(engine, tasks: list[Task], profile: Profile, context: ContextPolicy | None = None,
                    tools: ToolFactory | None = None, seed: int = 0, run: int = 0,
                    on_end: Callable[[Trajectory], None] | None = None, log: Path | None = None) -> AgentResult:
-    """Play every task once and score it. With a `log` of trajectories, only those that it does not hold yet."""
-    found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context, seed, run, on_end, log)
+    """Play every task once and score it. With a `log` of trajectories, only those that it does not hold yet.
+
+    Tools and context policy are the worlds' own and the profile's, where none are given.
+    """
+    found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context or ContextPolicy.of(profile), seed, run,
+                         on_end, log)
     return AgentResult(tasks, [score(t, task) for t, task in zip(found, tasks, strict=True)])
 
 
@@ -128,6 +132,6 @@ class Measurement:
 
 def measure(model: Path, tasks: list[Task], items: list[Item], profile: Profile) -> Measurement:
     """Load a model and measure it greedily on tasks and items."""
-    engine = open_engine(model, profile, temperature=0.0)
-    right = [said == item.answer for said, item in zip(answer_items(engine, items), items, strict=True)]
-    return Measurement(evaluate_agent(engine, tasks, profile), general_by_skill(items, right), right)
+    with open_engine(model, profile, temperature=0.0) as engine:
+        right = [said == item.answer for said, item in zip(answer_items(engine, items), items, strict=True)]
+        return Measurement(evaluate_agent(engine, tasks, profile), general_by_skill(items, right), right)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..agent.context import ContextPolicy
 from ..agent.engines import Engine, TransformersEngine, load_model, open_engine
 from ..agent.episode import run_episodes, world_tools
 from ..agent.trajectory import Trajectory
@@ -88,7 +89,8 @@ def rl_tasks(profile: Profile) -> list[Task]:
 def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: int, step: int) -> Update:
     """Roll out `tasks` (each question `group_size` times in a row), judge and denoise."""
     size = profile.rl.group_size
-    found = run_episodes(tasks, engine, world_tools(fault_plan(arm.noise)), profile.limits, seed=seed, run=step)
+    found = run_episodes(tasks, engine, world_tools(fault_plan(arm.noise)), profile.limits, ContextPolicy.of(profile),
+                         seed, step)
     for trajectory, task in zip(found, tasks, strict=True):
         score(trajectory, task)
     # The same stream of draws in every arm with noise, so that denoising alone tells noisy from denoised.

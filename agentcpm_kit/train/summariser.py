@@ -14,6 +14,7 @@ from ..agent.context import purpose_of
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
 from ..agent.summarise import Summariser, page_prompt, prompt_ids
+from ..agent.tokens import encode
 from ..profile import Profile
 from ..world import Task, Tools
 from ..world.atlas import make_world, world_seeds
@@ -85,7 +86,7 @@ def summary_rows(pairs: list[Pair], tokenizer, prompt: str) -> list[dict]:
     end, rows = tokenizer.convert_tokens_to_ids("<|im_end|>"), []
     for pair in pairs:
         given = prompt_ids(tokenizer, page_prompt(prompt, pair.page, pair.purpose))
-        learned = [*tokenizer(pair.evidence, add_special_tokens=False).input_ids, end]
+        learned = [*encode(tokenizer, pair.evidence), end]
         rows.append({"input_ids": given + learned, "labels": [IGNORED] * len(given) + learned})
     return rows
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..tokens import decode
+
 
 class EngineFault(Exception):
     """The engine failed on a turn, through no fault of the agent's; the text says how."""
@@ -32,7 +34,7 @@ class Turn:
 
 @dataclass
 class Sample:
-    """A generated turn. `logprobs` are those of the sampling distribution, one for each id.
+    """A generated turn. `logprobs` are those of the sampling distribution (greedy: of the model's), one for each id.
 
     `stopped`: it ended by itself (``<|im_end|>`` is then the last id), not by its token limit. `exact`: the ids are those
     that were sampled; otherwise they were made from text, and RL must not train on them.
@@ -45,7 +47,7 @@ class Sample:
 
     def text(self, tokenizer) -> str:
         """What was written, without the end token."""
-        return tokenizer.decode(self.ids[:-1] if self.stopped else self.ids)
+        return decode(tokenizer, self.ids[:-1] if self.stopped else self.ids)
 
 
 def seed_number(seed: str, bits: int) -> int:
@@ -70,6 +72,18 @@ class Engine(Protocol):
 
     def release(self, key: str) -> None:
         """Forget a conversation; a turn of it under way is dropped and never reported."""
+
+
+class Closing:
+    """An engine that is opened in a ``with`` gives its memory and connections back at the end."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
 def generate_turns(engine: Engine, turns: Iterable[Turn]) -> list[Sample | EngineFault]:

@@ -53,12 +53,12 @@ def load_model(path: Path | str, dtype: str = "float32"):
 
 
 def open_engine(path: Path | str, profile: Profile, temperature: float = 1.0) -> Engine:
-    """The engine that the profile names, over the model in `path`.
+    """The engine that the profile names, over the model in `path`; to be used in a ``with``, or closed.
 
-    For `openai` the servers hold the model (``model.urls``, ``model.served_name``); `path` gives the tokenizer.
+    For `openai`, servers hold the model (``model.served``), and `path` gives the tokenizer.
 
     Raises:
-        KitError: no model there, or the engine's package is not installed.
+        KitError: no model there, nobody serves it, or the engine's package is not installed.
     """
     settings, size = profile.model, profile.evaluation.batch_size
     if settings.engine == "transformers":
@@ -69,7 +69,13 @@ def open_engine(path: Path | str, profile: Profile, temperature: float = 1.0) ->
     if settings.engine == "vllm":
         from .vllm import VLLMEngine
 
-        return VLLMEngine(path, tokenizer, temperature, size, profile.limits.max_context_tokens, settings.dtype)
+        return VLLMEngine(path, tokenizer, temperature, size, profile.limits.max_context_tokens, settings.dtype,
+                          settings.vllm_memory)
     from .openai import OpenAIEngine
 
-    return OpenAIEngine(settings.urls, settings.served_name, tokenizer, temperature)
+    served = settings.served.get(Path(path).name)
+    if served is None:
+        raise KitError(f"no server is known for the model {Path(path).name!r} ({path}): serve it, and name it in "
+                       f"profiles/{profile.name}.yaml under model.served; then run this again")
+    return OpenAIEngine(served.urls, served.name, tokenizer, temperature, served.api, served.concurrency,
+                        timeout_s=served.timeout_s)

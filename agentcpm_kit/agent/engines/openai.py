@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from ...errors import KitError, unknown
 from ..messages import Renderer, assistant_message
-from .base import Ended, EngineFault, Sample, Turn, seed_number
+from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 ROUTES = {"completions": "completions", "chat": "chat/completions"}
 FINISHED = {"stop": True, "tool_calls": True, "length": False}
@@ -122,7 +122,7 @@ def _check_json(response, request) -> None:
             raise httpx2.RemoteProtocolError("the reply is not JSON", request=request) from None
 
 
-class OpenAIEngine:
+class OpenAIEngine(Closing):
     """Turns over HTTP, at most `concurrency` at once on each server; a thread of its own waits for all of them.
 
     `timeout_s` is for one try of one turn, `extra_body` for more fields of the request (``{"top_k": 20}``). `api_key`: by
@@ -161,12 +161,6 @@ class OpenAIEngine:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="openai-engine", daemon=True)
         self.thread.start()
-
-    def __enter__(self) -> "OpenAIEngine":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def close(self) -> None:
         """Drop what is under way and close all connections."""

@@ -8,7 +8,7 @@ is cut back to the common beginning.
 import random
 from dataclasses import dataclass, field
 
-from .base import Ended, EngineFault, Sample, Turn
+from .base import Closing, Ended, EngineFault, Sample, Turn
 from .layout import lay_out
 
 CHUNK = 1024  # tokens of one context that a pass feeds at most: bounds the memory of attention
@@ -36,7 +36,7 @@ class Row:
         return self.ids[-1:] or self.turn.ids[len(self.cached): len(self.cached) + CHUNK]
 
 
-class TransformersEngine:
+class TransformersEngine(Closing):
     """Every turn draws from its own random stream, so its tokens do not depend on who shares its batch.
 
     At most `batch_size` conversations are cached; beyond that, the one that rested longest is computed again when it
@@ -56,6 +56,8 @@ class TransformersEngine:
         self.running: dict[str, Row] = {}
         self.ended: Ended = []  # not reported yet
         self.cache = None
+
+    close = forget
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KitError
-from .base import Ended, EngineFault, Sample, Turn, seed_number
+from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 if TYPE_CHECKING:
     import torch
 
 
-class VLLMEngine:
+class VLLMEngine(Closing):
     """Batched sampling by vLLM from the model in the folder `model`. Every turn draws from its own random stream.
 
     `memory`: on a GPU the share of its memory for weights and cache (0.9), on a CPU the GB of the cache (1); taken at
