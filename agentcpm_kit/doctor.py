@@ -10,7 +10,7 @@ from .environment import hardware, version_of
 from .profile import Profile, load_profile, profile_names, repo_root
 
 LOCKS = {"core": "make setup", "unsloth": "make setup"}
-HOW_TO_GET = {"small": "make setup-small; converting its weights is not part of the kit yet",
+HOW_TO_GET = {"small": "make setup-small",
               "paper": "hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir models/Qwen3-4B-Thinking-2507"}
 
 

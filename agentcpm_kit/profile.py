@@ -52,7 +52,7 @@ class Model(Section):
     base: str
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
     served: dict[str, Served] = {}
-    vllm_memory: float | None = None  # share of the GPU (0.9; an agent and its summariser need one each), on a CPU GB of cache (1)
+    vllm_memory: float | None = None  # of each engine: share of the GPU (0.9), on a CPU GB of cache (1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from agentcpm_kit.agent.engines import EngineFault, Sample, TransformersEngine, Turn, generate_turns
-from agentcpm_kit.agent.engines import transformers as module
 from agentcpm_kit.agent.engines import attention as attention_module
 from agentcpm_kit.agent.engines import cache as cache_module
+from agentcpm_kit.agent.engines import transformers as module
 from agentcpm_kit.agent.engines.transformers import shared_length
 
 from .test_episode import Script
@@ -129,7 +129,8 @@ def test_where_blocks_lie_changes_no_bit(tiny_model, tokenizer, forty, monkeypat
     assert bool(moves) == (name != "GAPS" or value > 1)
 
 
-@pytest.mark.parametrize("key_heads, dtype, error", [(1, torch.float32, 1e-4), (2, torch.float32, 1e-4), (2, torch.bfloat16, 0.2)])
+@pytest.mark.parametrize("key_heads, dtype, error", [(1, torch.float32, 1e-4), (2, torch.float32, 1e-4),
+                                                      (2, torch.bfloat16, 0.2)])
 def test_grouped_heads_and_half_precision(tokenizer, key_heads, dtype, error):
     """As real models have them: several query heads for each key head, and 16-bit weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import unknown
-from .engines.base import Engine, Sample, Turn
+from .engines.base import Closing, Engine, EngineFault, Sample, Turn, generate_turns
 from .messages import split_thinking
 from .tokens import decode, encode
 
@@ -29,7 +29,7 @@ def page_prompt(name: str, page: str, purpose: str) -> str:
 
 
 @dataclass
-class Summariser:
+class Summariser(Closing):
     """`prompt` and `history_prompt` name files; texts are cut so that no prompt exceeds `max_prompt_tokens`.
 
     The reference cuts pages at 60,000 tokens.
@@ -70,6 +70,14 @@ class Summariser:
 
     def read(self, sample: Sample) -> str:
         return reply_text(self.engine.tokenizer, sample)
+
+    def condense(self, pages: list[tuple[str, str]]) -> list[str | EngineFault]:
+        """What is written for each (page, purpose)."""
+        turns = [self.page_turn(f"page {i}", page, purpose) for i, (page, purpose) in enumerate(pages)]
+        return [s if isinstance(s, EngineFault) else self.read(s) for s in generate_turns(self.engine, turns)]
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 def prompt_ids(tokenizer, text: str) -> list[int]:

@@ -93,10 +93,10 @@ def load_trajectories(stage) -> list[Trajectory]:
     try:
         folder = stage.artefact("03_trajectories", "trajectories")
     except KitError:
-        from ..agent.engines import load_model
+        from ..agent.engines.loading import load_tokenizer
 
         print("notebook 03 was not run: training on the oracle's trajectories alone, made again here")
-        _, tokenizer = load_model(stage.base_model())
+        tokenizer = load_tokenizer(stage.base_model())
         tasks = training_tasks(stage.profile, stage.profile.trajectories.oracle)
         return keep_good(oracle_trajectories(tasks, tokenizer, stage.profile).trajectories).kept
     return read_trajectories(folder / "trajectories.jsonl")

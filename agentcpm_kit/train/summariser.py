@@ -50,8 +50,20 @@ def gold_pairs(tasks: Iterable[Task]) -> list[Pair]:
     return pairs
 
 
+def unanswerable(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+    """The same pages, asked for what other pages were opened for: "seat of Ann" of Ann's page, where it says no such thing."""
+    asked = [(pair, rng.choice(pairs).purpose.partition(" of ")[0], pair.purpose.partition(" of ")[2]) for pair in pairs]
+    return [Pair(pair.page, f"{relation} of {entity}", NOTHING) for pair, relation, entity in asked
+            if f"{entity} has {relation} " not in pair.page]
+
+
 def with_missing(pairs: list[Pair], rng: random.Random) -> list[Pair]:
-    """Every eighth page exchanged for one that does not hold the evidence."""
+    """Every eighth page exchanged for one that does not hold the evidence.
+
+    More of them, and harder ones, were tried on validation worlds: with half of 3,000 pairs `unanswerable` or exchanged,
+    micro says so for .49 of the unanswerable (else .04) but finds the evidence of .81 of the clean pages (else 1.00), and
+    the agent that it serves solves fewer tasks (.34, else .43).
+    """
     mixed = list(pairs)
     for i in range(0, len(pairs), MISSING):
         other = rng.choice(pairs).page
@@ -106,10 +118,7 @@ def open_summariser(model: Path, profile: Profile) -> Summariser:
                       settings.max_new_tokens, room)
 
 
-def exact_share(summariser: Summariser, pairs: list[Pair]) -> list[int]:
-    """1 for each pair whose evidence the summariser writes word for word and nothing else, 0 for each other."""
-    from ..agent.engines import Sample, generate_turns
-
-    turns = [summariser.page_turn(f"pair {i}", pair.page, pair.purpose) for i, pair in enumerate(pairs)]
-    samples = generate_turns(summariser.engine, turns)
-    return [int(isinstance(s, Sample) and summariser.read(s) == p.evidence) for s, p in zip(samples, pairs, strict=True)]
+def is_exact(summariser: Summariser, pairs: list[Pair]) -> list[bool]:
+    """For each pair, whether the summariser writes the evidence word for word and nothing else."""
+    written = summariser.condense([(pair.page, pair.purpose) for pair in pairs])
+    return [text == pair.evidence for text, pair in zip(written, pairs, strict=True)]
