@@ -208,17 +208,20 @@ def load_profile(name: str) -> Profile:
     """Read and validate ``profiles/<name>.yaml``.
 
     Raises:
-        KitError: unknown profile, unreadable YAML, unknown or missing key, value of a wrong type.
+        KitError: unknown profile, unreadable YAML, unknown or missing key, value of a wrong type, a copy that kept its name.
     """
     if name not in profile_names():
         raise unknown("profile", name, profile_names())
     path = repo_root() / "profiles" / f"{name}.yaml"
     try:
-        return Profile.model_validate(yaml.safe_load(path.read_text()))
+        profile = Profile.model_validate(yaml.safe_load(path.read_text()))
     except yaml.YAMLError as error:
         raise KitError(f"profiles/{name}.yaml is not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         raise _first_error(path.name, error) from error
+    if profile.name != name:  # else its results would be taken for the other's
+        raise KitError(f"profiles/{path.name}: name: it says {profile.name!r}; write {name!r}, as the file is called")
+    return profile
 
 
 def _first_error(file: str, error: ValidationError) -> KitError:

@@ -204,15 +204,14 @@ class Threads:
     def __init__(self):
         self.todo: SimpleQueue = SimpleQueue()
         self.done: SimpleQueue = SimpleQueue()
-        self.count = self.busy = 0
+        self.idle, self.count = threading.Semaphore(0), 0
 
     def run(self, key: int, work: Callable[[], object]) -> None:
         """Do `work`; then `key` and the fault that it met, or None, are in `done`."""
-        self.busy += 1
-        if self.busy > self.count:
+        self.todo.put((key, work))
+        if not self.idle.acquire(blocking=False):
             self.count += 1
             threading.Thread(target=self._serve, name="tool", daemon=True).start()
-        self.todo.put((key, work))
 
     def _serve(self) -> None:
         while (job := self.todo.get()) is not None:
@@ -223,6 +222,7 @@ class Threads:
             except BaseException as error:
                 fault = error if isinstance(error, ToolFault) else ToolFault(f"{type(error).__name__}: {error}")
             self.done.put((key, fault))
+            self.idle.release()
 
     def ended(self, timeout: float | None) -> list[tuple[int, ToolFault | None]]:
         """Jobs that ended since; if there is none, the first one within `timeout` seconds (None: however long)."""
@@ -231,7 +231,6 @@ class Threads:
             while True:
                 found.append(self.done.get(timeout=0 if found else timeout))
         except Empty:
-            self.busy -= len(found)
             return found
 
     def close(self) -> None:
