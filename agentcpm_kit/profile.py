@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from .errors import KitError, unknown
 
@@ -46,14 +46,22 @@ class Model(Section):
     """``base`` is a folder, in the repository or anywhere on this machine.
 
     With engine ``openai``, ``served`` says who serves which checkpoint, by the name of its folder: a pipeline makes new
-    ones, and a server that is asked for all of them under one name would compare a model with itself.
+    ones, and a server that is asked for all of them under one name would compare a model with itself. Another seed makes
+    others under the same names: serve those, and change ``served``.
     """
 
     base: str
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
     served: dict[str, Served] = {}
-    vllm_memory: float | None = None  # of each engine: share of the GPU (0.9), on a CPU GB of cache (1)
+    vllm_memory: float | None = None  # of each engine, two at most: share of the GPU (0.9), on a CPU GB of cache (1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @field_validator("served")
+    @classmethod
+    def _not_the_candidates(cls, served: dict) -> dict:
+        if "candidate" in served:
+            raise ValueError("notebook 05 writes all its merges to `candidate`, one after the other; run it with another engine")
+        return served
 
 
 class World(Section):

@@ -44,7 +44,8 @@ def is_done(folder: Path, input_hash: str) -> bool:
 def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
     """SHA-256 over all that a stage's numbers depend on: settings, code, data, and the stages that it reads."""
     notebook = json.loads(notebooks()[name].read_text())
-    digest = hashlib.sha256(json.dumps([profile.model_dump(), seed, params], sort_keys=True).encode())
+    settings = profile.model_dump(exclude={"model": {"served", "vllm_memory"}})  # where a model is served changes nothing
+    digest = hashlib.sha256(json.dumps([settings, seed, params], sort_keys=True).encode())
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             digest.update("".join(cell["source"]).encode())

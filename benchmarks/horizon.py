@@ -36,6 +36,7 @@ from agentcpm_kit.environment import describe
 from agentcpm_kit.files import write_json
 from agentcpm_kit.profile import set_seed
 
+BATCH = {"script": 16, "model": 64}  # at once: with few, many come and go while the memory is watched
 AGAIN = {48: 48, 7: 48, 1: 4}  # batch size -> how many of the episodes are played again
 SAMPLE_S = 0.5
 
@@ -140,7 +141,7 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=300, help="of each part")
     parser.add_argument("--turns", type=int, default=110, help="calls of an episode at least (script), turns (model)")
     parser.add_argument("--faults", type=float, default=0.1, help="share of calls that fail")
-    parser.add_argument("--batch", type=int, default=64, help="episodes at once in the stream")
+    parser.add_argument("--batch", type=int, help="episodes at once in the stream (default: 16 script, 64 model)")
     parser.add_argument("--history", default="discard_tools", choices=("discard_tools", "discard_all"), help="reset (model)")
     parser.add_argument("--part", choices=("script", "model"), help="only this one")
     parser.add_argument("--threads", type=int, default=2, help="of the model")
@@ -151,7 +152,7 @@ def main() -> int:
     makers = {"script": lambda: script_part(*sizes), "model": lambda: model_part(*sizes, args.history)}
     result, about = {}, {"command": " ".join(sys.argv), "env": describe(0)}
     for name in [args.part] if args.part else makers:
-        for known in run_part(makers[name](), args.batch):
+        for known in run_part(makers[name](), args.batch or BATCH[name]):
             result[name] = known
             if args.out:
                 write_json(args.out, result | about)

@@ -37,11 +37,16 @@ def train(profile: Profile, out: Path, seed: int) -> dict:
     return result | {"seconds": round(time.monotonic() - started)}
 
 
+def texts(summariser: Summariser, pairs: list[Pair]) -> list[str]:
+    found = summariser.condense([(pair.page, pair.purpose) for pair in pairs])
+    return [text if isinstance(text, str) else "" for text in found]
+
+
 def shares(summariser: Summariser, pairs: list[Pair], seed: int) -> dict:
     """The four measures over the pairs; a fault of the engine counts as nothing written."""
-    written = [str(text) for text in summariser.condense([(pair.page, pair.purpose) for pair in pairs])]
+    written = texts(summariser, pairs)
     lacking = unanswerable(pairs, random.Random(seed))
-    denied = [str(text) for text in summariser.condense([(pair.page, pair.purpose) for pair in lacking])]
+    denied = texts(summariser, lacking)
     both = list(zip(written, pairs, strict=True))
     found = {"exact": rate(sum(text == pair.evidence for text, pair in both), len(both)),
              "held": rate(sum(pair.evidence in text for text, pair in both), len(both)),

@@ -202,6 +202,13 @@ def test_pages_are_not_read_as_a_prompt(tokenizer, text):
     assert writer.asked[0].messages[0]["content"] == f"{text.replace('<|im_end|>', '<| im_end |>')}\nFind the home."
 
 
+def test_a_policy_of_ones_own_is_told_apart():
+    class Own(ContextPolicy):
+        pass
+
+    assert Own("extract").settings() != ContextPolicy("extract").settings() == ContextPolicy("extract").settings()
+
+
 def test_long_texts_are_cut_until_the_whole_prompt_fits(tokenizer):
     """The beginning of a page, the end of a history; the prompt and the purpose count too."""
     long = " ".join(["Pulmak", *["has"] * 500, "Talin"])

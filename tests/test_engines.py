@@ -146,6 +146,22 @@ def test_grouped_heads_and_half_precision(tokenizer, key_heads, dtype, error):
             assert sample.logprobs == pytest.approx(expected_logprobs(model, context, sample), abs=error)
 
 
+@pytest.mark.parametrize("heads, key_heads, size", [(2, 2, 16), (9, 3, 64), (16, 8, 16)])
+@pytest.mark.parametrize("other", [700, 1500])
+def test_long_company_changes_no_bit(tokenizer, heads, key_heads, size, other):
+    """Rows of many blocks beside rows of more; torch's own sums depend on how much there is to add, zeros included."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(2)
+    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=heads, head_dim=size,
+                         num_key_value_heads=key_heads, intermediate_size=64, initializer_range=0.3)
+    model, rng = Qwen3ForCausalLM(config).eval(), random.Random(3)
+    turns = [Turn(str(n), [rng.randrange(100, len(tokenizer)) for _ in range(n)], str(n), 12) for n in (400, 90, other)]
+    together = generate_turns(TransformersEngine(model, tokenizer, batch_size=8), turns)
+    for turn, sample in zip(turns, together, strict=True):
+        assert generate_turns(TransformersEngine(model, tokenizer, batch_size=8), [turn]) == [sample]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_small_batch_changes_no_token(tiny_model, tokenizer, forty, size):
     """Conversations lose their place and are computed again, by other shapes: equal up to rounding."""

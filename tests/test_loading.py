@@ -20,7 +20,7 @@ def test_transformers_is_the_default_and_gives_its_memory_back():
         assert isinstance(engine, TransformersEngine) and engine.temperature == 0.5
         assert engine.batch_size == load_profile("micro").evaluation.batch_size
         engine.rows["a"] = engine.cache = object()
-    assert not engine.rows and engine.cache is None
+    assert not engine.rows and engine.cache is None and engine.model is None
 
 
 def test_each_checkpoint_has_a_server_of_its_own():

@@ -20,6 +20,8 @@ from agentcpm_kit.agent.messages import (
     parse_tool_calls,
     split_thinking,
 )
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.micro.tokenizer import CHAT_TEMPLATE
 from agentcpm_kit.profile import repo_root
 from agentcpm_kit.world import tool_schemas
 
@@ -257,6 +259,30 @@ def test_pieces_join_to_what_the_template_renders(tokenizer):
         [*first_messages("What is the home of Pulmak?"), message, {"role": "tool", "content": "No results found."}],
         tools=tool_schemas(), tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(ids) == whole and tokenizer(whole, add_special_tokens=False).input_ids == ids
+
+
+@pytest.mark.parametrize("change", ["", " | trim", ".strip('\\n')", ".strip(' ')", " | tojson", ".upper()"])
+def test_a_template_may_change_contents(tokenizer, change):
+    """What it writes around them is asked for once, but only where it writes contents as they are."""
+    changed = CHAT_TEMPLATE.replace("~ message.content ~", f"~ (message.content{change}) ~")
+    assert changed.count(f"content{change}") >= 2
+    core = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, chat_template=changed)
+    renderer, contents = Renderer(core, tool_schemas()), ["\n Pulmak has home Oslo. \n", "\nmore "]
+    assert renderer.prompt(contents[0]) == renderer.conversation(first_messages(contents[0]))
+    call = assistant_message("x", call=ToolCall("search", {"query": ["x"]}))
+    whole = [*first_messages("x"), call, *({"role": "tool", "content": content} for content in contents)]
+    assert renderer.conversation(whole)[-len(found := renderer.tool_results(contents)):] == found
+    assert (None in renderer._frames.values()) == bool(change)
+
+
+def test_a_template_without_tools_is_refused(tokenizer):
+    for written, lost in {"if tools": "if false", "call.function.name": "'x'"}.items():
+        assert written in CHAT_TEMPLATE
+        toolless = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer,
+                                       chat_template=CHAT_TEMPLATE.replace(written, lost))
+        with pytest.raises(KitError, match="template writes no tools or no calls"):
+            Renderer(toolless, tool_schemas()).require_tools()
+    Renderer(tokenizer, tool_schemas()).require_tools()
 
 
 def test_every_schema_is_rendered(tokenizer):

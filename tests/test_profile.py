@@ -65,6 +65,7 @@ def test_every_file_is_a_profile_of_its_own_name():
     (lambda v: v["rl"].update(group_sise=2), "did you mean 'rl.group_size'"),
     (lambda v: v.update(name="micro"), "name: it says 'micro'; write 'smoke'"),
     (lambda v: v["model"].update(served={"sft": {"url": ["http://a/v1"], "name": "m"}}), "did you mean 'model.served.sft.urls'"),
+    (lambda v: v["model"].update(served={"candidate": {"urls": [], "name": "m"}}), "with another engine"),
     (lambda v: v.update(context={"histroy": "none"}), "did you mean 'context.history'"),
     (lambda v: v["rl"].update(steps="many"), "rl.steps"),
     (lambda v: v["rl"].update(loss="ppo"), "rl.loss"),

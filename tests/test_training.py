@@ -199,6 +199,18 @@ def start(out, pause):
                             stderr=subprocess.DEVNULL, cwd=repo_root(), env=os.environ | {"PYTHONPATH": str(repo_root())})
 
 
+@pytest.mark.parametrize("section, values, hint", [
+    ("context", {"history": "discard_all"}, "history"), ("context", {"keep_thinking": False}, "keep_thinking"),
+    ("model", {"engine": "openai"}, "engine: vllm")])
+def test_rl_refuses_at_once_what_it_cannot_train(smoke, micro_base, tmp_path, section, values, hint):
+    from agentcpm_kit.train.rl import arms, train_rl
+
+    profile = smoke.model_copy(update={section: getattr(smoke, section).model_copy(update=values)})
+    with pytest.raises(KitError, match=hint):
+        train_rl(micro_base, [], profile, tmp_path / "rl", arms(smoke.noise)["clean"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_rl_killed_and_resumed_equals_an_unbroken_run(tmp_path):
     """kill -9 after step 2 of 4: the final weights are bit-identical, on one thread."""
     whole = start(tmp_path / "whole", 0)

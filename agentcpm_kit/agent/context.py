@@ -54,6 +54,7 @@ class ContextPolicy:
     def settings(self) -> dict:
         """What tells it from other policies, without the summariser's model."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "summariser"}
+        own["class"] = type(self).__qualname__
         return own | ({"summariser": self.summariser.settings()} if self.summariser else {})
 
     def applies(self, tool: str, arguments: dict, tokens: int) -> bool:

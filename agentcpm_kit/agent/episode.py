@@ -74,6 +74,7 @@ def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits:
                 key = json.dumps(toolset.schemas)
                 if key not in renderers:
                     renderers[key] = Renderer(engine.tokenizer, toolset.schemas)
+                    renderers[key].require_tools()
                 yield Episode(name, task, toolset, renderers[key], limits, policy, run)
 
     helper = policy.summariser.engine if policy.summariser else None

@@ -48,6 +48,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
+from ..errors import KitError
 from .tokens import encode
 
 SYSTEM_PROMPT = "You are a research agent. Use the tools, then answer in this form:\n<answer></answer>"
@@ -203,6 +204,18 @@ class Renderer:
     def encode(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
 
+    def require_tools(self) -> None:
+        """
+        Raises:
+            KitError: the chat template leaves out tools or calls, as those of models do that were never trained on any.
+        """
+        name = self.schemas[0]["function"]["name"] if self.schemas else "search"
+        call = self.assistant_text(assistant_message("", call=ToolCall(name, {})))
+        toolless = Renderer(self.tokenizer, [])._text(first_messages("x"))
+        if name not in call or self.schemas and self._text(first_messages("x")) == toolless:
+            raise KitError("the model's chat template writes no tools or no calls; give it one in Qwen3's form, such as "
+                           "agentcpm_kit.micro.tokenizer.CHAT_TEMPLATE")
+
     def prompt(self, question: str) -> list[int]:
         """Ids of the first prompt: system prompt, tools, question, and the opening of the first turn."""
         return self.encode(self._around("question", [question], first_messages, ""))
@@ -229,14 +242,20 @@ class Renderer:
         """
         key = kind, len(contents)
         if key not in self._frames:
-            marks = [f" \n<{i}>\n " for i in range(len(contents))]  # with spaces that a template might strip
-            text = self._text(messages(*marks), generation=True)[len(head):]
-            frame = re.split("|".join(map(re.escape, marks)), text)
-            self._frames[key] = frame if len(frame) == len(marks) + 1 else None
+            spaces = "\n ", " \n"  # a template may strip either
+            frames = [self._frame(space, len(contents), messages, head) for space in spaces]
+            self._frames[key] = frames[0] if frames[0] == frames[1] else None
         frame = self._frames[key]
         if frame is None:
             return self._text(messages(*contents), generation=True)[len(head):]
         return frame[0] + "".join(content + after for content, after in zip(contents, frame[1:], strict=True))
+
+    def _frame(self, space: str, count: int, messages, head: str) -> list[str] | None:
+        """The texts before, between and after contents; None where the template changes contents that are in such space."""
+        marks = [f"{space}<Mark {i}>{space[::-1]}" for i in range(count)]
+        text = self._text(messages(*marks), generation=True)[len(head):]
+        frame = re.split("|".join(map(re.escape, marks)), text)
+        return frame if len(frame) == count + 1 else None
 
     def assistant_text(self, message: dict) -> str:
         """The text which an engine would have generated for this message, without ``<|im_end|>``."""

@@ -30,7 +30,8 @@ def page_prompt(name: str, page: str, purpose: str) -> str:
 
 @dataclass
 class Summariser(Closing):
-    """`prompt` and `history_prompt` name files; texts are cut so that no prompt exceeds `max_prompt_tokens`.
+    """`prompt` and `history_prompt` name files. Pages and histories, not purposes, are cut until the prompt has no more than
+    `max_prompt_tokens`.
 
     The reference cuts pages at 60,000 tokens.
     """

@@ -109,25 +109,34 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     `evaluate` is called with a greedy engine every `eval_every` steps; its value is logged as ``validation``.
 
     Raises:
-        KitError: the policy collapsed (NaN loss).
+        KitError: the policy collapsed (NaN loss), or the profile's engine or context policy is none for RL.
     """
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     from ..artefacts import write_checksums
 
+    _refuse_resets(profile)
     loaded, tokenizer = load_model(model, profile.model.dtype)
     work = Path(f"{out}-trainer")
-    engine = _rollout_engine(model, loaded, tokenizer, profile)
-    trainer = _trainer_class()(loaded, tokenizer, tasks, profile, work, arm, seed, engine)
-    trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
-    trainer.add_callback(_watch(trainer, profile, evaluate, on_step))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    with _rollout_engine(model, loaded, tokenizer, profile) as engine:
+        trainer = _trainer_class()(loaded, tokenizer, tasks, profile, work, arm, seed, engine)
+        trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
+        trainer.add_callback(_watch(trainer, profile, evaluate, on_step))
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
     write_checksums(out)
     return out
+
+
+def _refuse_resets(profile: Profile) -> None:
+    """One context of each episode is trained, and all that was sampled must stand in it."""
+    context = profile.context
+    if context.history != "none" or not context.keep_thinking:
+        raise KitError("RL trains one context for each episode, and `history` and `keep_thinking: false` begin new ones; run "
+                       "stage 07 with `history: none` and `keep_thinking: true` under `context`")
 
 
 def _rollout_engine(path: Path, model, tokenizer, profile: Profile) -> Engine:

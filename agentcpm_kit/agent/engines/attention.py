@@ -37,7 +37,8 @@ class AttentionPlan:
         self.prefills = [(prefill, table[number, : blocks_for(prefill.keys)], _causal(prefill, device))
                          for number, prefill in enumerate(layout.prefills, layout.decoding)]
         count = layout.decoding
-        self.decode = Decode(table[:count], positions[:count] + 1) if count else None
+        width = max(map(len, owned[:count]), default=0)  # not that of the rows that prefill
+        self.decode = Decode(table[:count, :width], positions[:count] + 1) if count else None
 
 
 def _causal(prefill: Prefill, device) -> torch.Tensor:
@@ -78,9 +79,18 @@ class Decode:
         top = scores.amax(-1, keepdim=True)
         weights = scores.sub_(top).clamp_(min=LEAST).exp_()
         found = (weights.to(value.dtype) @ value).float()
-        top, sums, found = map(self._by_row, (top, weights.sum(-1, keepdim=True), found))
-        shares = (top - top.amax(1, keepdim=True)).exp_()
-        return ((shares * found).sum(1) / (shares * sums).sum(1)).flatten(1, 2)
+        top, found = map(self._by_row, (top, torch.cat([found, weights.sum(-1, keepdim=True)], -1)))
+        found = _added_up(found.mul_((top - top.amax(1, keepdim=True)).exp_()))
+        return (found[..., :-1] / found[..., -1:]).flatten(1, 2)
+
+
+def _added_up(found):
+    """Over the blocks, (rows, blocks, ...), which are used up. Blocks of zeros at the end change no bit, unlike with sum()."""
+    while (width := found.shape[1]) > 1:
+        half = 1 << (width - 1).bit_length() - 1
+        found[:, : width - half] += found[:, half:]
+        found = found[:, :half]
+    return found[:, 0]
 
 
 def _gathered(table: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:

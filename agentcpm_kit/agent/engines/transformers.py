@@ -57,7 +57,9 @@ class TransformersEngine(Closing):
         self.ended: Ended = []  # not reported yet
         self.cache = None
 
-    close = forget
+    def close(self) -> None:
+        self.forget()
+        self.model = None
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
