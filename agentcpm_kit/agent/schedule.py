@@ -198,18 +198,24 @@ class _Table:
 
 
 class Threads:
-    """Daemon threads that take one job after another. There is always one for a job: a hanging tool takes no other's place,
-    and does not keep Python from ending."""
+    """Daemon threads that take one job after another. A hanging tool takes no other's place, and does not keep Python from
+    ending: jobs that still wait when next asked for what ended get threads of their own. Most tools are quicker than that,
+    and fewer threads contend less with the engine."""
 
     def __init__(self):
         self.todo: SimpleQueue = SimpleQueue()
         self.done: SimpleQueue = SimpleQueue()
-        self.idle, self.count = threading.Semaphore(0), 0
+        self.count = self.busy = self.fresh = 0  # threads; jobs not reported yet; those of them since it was last asked
 
     def run(self, key: int, work: Callable[[], object]) -> None:
         """Do `work`; then `key` and the fault that it met, or None, are in `done`."""
         self.todo.put((key, work))
-        if not self.idle.acquire(blocking=False):
+        self.busy, self.fresh = self.busy + 1, self.fresh + 1
+        if not self.count:
+            self._start(1)
+
+    def _start(self, count: int) -> None:
+        for _ in range(min(count, self.busy - self.count)):
             self.count += 1
             threading.Thread(target=self._serve, name="tool", daemon=True).start()
 
@@ -222,15 +228,17 @@ class Threads:
             except BaseException as error:
                 fault = error if isinstance(error, ToolFault) else ToolFault(f"{type(error).__name__}: {error}")
             self.done.put((key, fault))
-            self.idle.release()
 
     def ended(self, timeout: float | None) -> list[tuple[int, ToolFault | None]]:
         """Jobs that ended since; if there is none, the first one within `timeout` seconds (None: however long)."""
-        found = []
+        waiting, found = self.todo.qsize(), []
+        self._start(waiting if timeout != 0 else waiting - self.fresh)
+        self.fresh = 0
         try:
             while True:
                 found.append(self.done.get(timeout=0 if found else timeout))
         except Empty:
+            self.busy -= len(found)
             return found
 
     def close(self) -> None:
