@@ -41,7 +41,7 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (20 minut
 test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure worlds, the MCP server, the parser, the loop and its long horizon: half an hour
+bench: $(STAMP)  ## measure worlds, the MCP server, the parser, the loop and its long horizon: an hour
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from .environment import hardware, version_of
+from .errors import KitError
 from .profile import Profile, load_profile, profile_names, repo_root
 
 LOCKS = {"core": "make setup", "unsloth": "make setup"}
@@ -87,6 +88,14 @@ def fit(profile: Profile) -> Fit:
     return Fit(profile.name, needs, machine.minutes, machine.minutes_measured, not missing, missing)
 
 
+def _fit_or_fault(name: str) -> Fit:
+    """A profile that cannot be read is a row of the table: it must not hide all others."""
+    try:
+        return fit(load_profile(name))
+    except KitError as error:
+        return Fit(name, "cannot be read", 0, False, False, [str(error)])
+
+
 def _gpu_gb(gpu: str | None) -> float:
     size = re.search(r"(\d+) MiB", gpu or "")
     return int(size[1]) / 1024 if size else 0.0
@@ -94,7 +103,7 @@ def _gpu_gb(gpu: str | None) -> float:
 
 def diagnose() -> dict:
     """All checks and fits; `ready` tells whether the micro profile can run."""
-    checks, fits = machine_checks(), [fit(load_profile(name)) for name in profile_names()]
+    checks, fits = machine_checks(), [_fit_or_fault(name) for name in profile_names()]
     ready = all(c.ok or not c.needed for c in checks) and next(f.ready for f in fits if f.profile == "micro")
     return {"ready": ready, "checks": [asdict(c) for c in checks], "profiles": [asdict(f) for f in fits]}
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .artefacts import file_sha256, write_checksums
-from .errors import KitError, unknown
+from .errors import KitError
 from .profile import load_profile, repo_root
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,7 +23,8 @@ def fetch(profile: str) -> Path:
         KitError: no profile that has to be fetched, the package is not installed, or its file is another than expected.
     """
     if profile != "small":
-        raise unknown("profile to fetch", profile, ["small"])
+        raise KitError(f"the base model of {profile!r} is not fetched, only that of small; `agentcpm-kit doctor` tells what is "
+                       "missing")
     out = repo_root() / load_profile(profile).model.base
     if not (out / "config.json").is_file():
         half_done = out.with_name(f"{out.name}.part")

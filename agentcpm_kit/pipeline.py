@@ -25,7 +25,7 @@ import yaml
 from .errors import KitError, unknown
 from .files import append_jsonl, write_atomic, write_json
 from .monitor import Monitor
-from .profile import load_profile, repo_root, results_root
+from .profile import Profile, load_profile, refuse_resets, repo_root, results_root
 from .stage import RUNNER_VARIABLE, check_writable, input_hash, is_done, notebooks, stage_folder
 
 COMMON = ("profile", "seed")
@@ -121,6 +121,7 @@ def run(profile: str, stages: str | None = None, seed: int = 0, force: bool = Fa
     """
     settings = load_profile(profile)
     names = select_stages(stages)
+    refuse_impossible(settings, names)
     parameters = parse_parameters(list(params), names)
     folder = results_root() / profile / f"seed{seed}"
     check_writable(folder, settings.machine.disk_gb / 4)
@@ -134,6 +135,18 @@ def run(profile: str, stages: str | None = None, seed: int = 0, force: bool = Fa
     print_summary(folder.parent)
     print(f"report: {report}")
     return report
+
+
+def refuse_impossible(profile: Profile, names: list[str]) -> None:
+    """
+    Raises:
+        KitError: a stage that would refuse the profile's engine or context policy, minutes or hours later.
+    """
+    if profile.model.engine == "openai" and (made := [n for n in names if n in ("05_merge", "07_rl")]):
+        raise KitError(f"{' and '.join(made)}: weights are made there faster than servers take them; leave them out "
+                       "(--stages), or set `engine: transformers` or `vllm` under `model`")
+    if "07_rl" in names:
+        refuse_resets(profile)
 
 
 def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monitor: Monitor) -> None:

@@ -9,10 +9,10 @@ import os
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from .errors import KitError, unknown
 
@@ -32,10 +32,13 @@ class Machine(Section):
     minutes_measured: bool = False
 
 
+Url = Annotated[str, StringConstraints(pattern="^https?://[^/]+")]
+
+
 class Served(Section):
     """A model on OpenAI-compatible servers, under their ``name`` for it. The key is in OPENAI_API_KEY."""
 
-    urls: list[str]  # as http://host:8000/v1; turns are spread over them
+    urls: list[Url] = Field(min_length=1)  # as http://host:8000/v1; turns are spread over them
     name: str
     api: Literal["completions", "chat"] = "completions"  # see agent/engines/openai.py
     concurrency: int = 16  # turns at once on each server
@@ -249,6 +252,18 @@ def _keys(parents: list[str]) -> list[str]:
             kind = model.model_fields[name].annotation
             model = get_args(kind)[1] if get_origin(kind) is dict else kind
     return [".".join([*parents, key]) for key in model.model_fields]
+
+
+def refuse_resets(profile: Profile) -> None:
+    """RL trains one context of each episode, and all that was sampled must stand in it.
+
+    Raises:
+        KitError: the profile's context policy begins new contexts.
+    """
+    context = profile.context
+    if context.history != "none" or not context.keep_thinking:
+        raise KitError("RL trains one context for each episode, and `history` and `keep_thinking: false` begin new ones; run "
+                       "stage 07 with `history: none` and `keep_thinking: true` under `context`")
 
 
 def results_root() -> Path:

@@ -22,7 +22,7 @@ from .files import append_jsonl, read_jsonl, write_atomic, write_json
 from .profile import Profile, load_profile, repo_root, results_root, set_seed
 
 RUNNER_VARIABLE = "AGENTCPM_KIT_RUNNER"  # set by `pipeline`: it saves the notebook and then writes DONE itself
-NOT_A_RESULT = "smoke profile: not a result"
+NOT_A_RESULT = "not a result"
 # Modules that cannot change a number; all others are inputs of every stage.
 NO_INPUT = ("cli.py", "pipeline.py", "monitor.py", "doctor.py", "environment.py", "tracking.py", "report", "ask.py")
 

@@ -3,6 +3,7 @@
 import pytest
 
 from agentcpm_kit import doctor
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.profile import load_profile
 
 
@@ -57,6 +58,19 @@ def test_ready_means_that_micro_can_run(monkeypatch, ok, needed, ready):
     monkeypatch.setattr(doctor, "machine_checks", lambda: [doctor.Check("x", "y", ok, "fix", needed)])
     monkeypatch.setattr(doctor, "fit", lambda p: doctor.Fit(p.name, "", 1, False, p.name == "micro", []))
     assert doctor.diagnose()["ready"] is ready
+
+
+def test_a_broken_profile_is_a_row_of_the_table(monkeypatch, capsys):
+    def read(name):
+        if name == "paper":
+            raise KitError("profiles/paper.yaml is not YAML")
+        return load_profile(name)
+
+    monkeypatch.setattr(doctor, "load_profile", read)
+    report = doctor.diagnose()
+    assert {p["profile"]: p["missing"] for p in report["profiles"]}["paper"] == ["profiles/paper.yaml is not YAML"]
+    doctor.print_diagnosis(report)
+    assert "cannot be read" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_machine_without_nvidia_smi_has_no_gpu(monkeypatch):

@@ -13,6 +13,7 @@ from agentcpm_kit.agent.episode import UNREADABLE, episode_names, run_episodes, 
 from agentcpm_kit.agent.messages import Renderer, first_messages
 from agentcpm_kit.agent.oracle import OracleEngine
 from agentcpm_kit.agent.trajectory import EndReason, Trajectory, read_trajectories, write_trajectories
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.runner import evaluate_agent, suite
 from agentcpm_kit.profile import Limits
 from agentcpm_kit.world import FaultPlan, make_tasks
@@ -513,6 +514,13 @@ def test_oracle_needs_its_evidence(tokenizer, smoke):
     tasks = suite(smoke, "test", redundancy=8)
     found = evaluate_agent(OracleEngine(tokenizer, tasks), tasks, smoke, ContextPolicy("truncate", keep=0))
     assert found.success.value == 0.0
+
+
+def test_a_rate_of_lost_episodes_is_refused(tokenizer, smoke):
+    """A dead server is no agent that fails; one episode in ten may be lost."""
+    tasks = suite(smoke, "test")[:1]
+    with pytest.raises(KitError, match="failed on 1 of 1 episodes .the server is gone.; .*run the same command again"):
+        evaluate_agent(Script(tokenizer, [EngineFault("the server is gone")]), tasks, smoke)
 
 
 def test_extraction_keeps_the_evidence_and_saves_tokens(tokenizer, smoke):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentcpm_kit.agent.engines import TransformersEngine, open_engine
+from agentcpm_kit.agent.engines import TransformersEngine, open_engine, openai
 from agentcpm_kit.agent.engines.openai import OpenAIEngine
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.profile import Served, load_profile, repo_root
@@ -23,14 +23,22 @@ def test_transformers_is_the_default_and_gives_its_memory_back():
     assert not engine.rows and engine.cache is None and engine.model is None
 
 
-def test_each_checkpoint_has_a_server_of_its_own():
+def test_each_checkpoint_has_a_server_of_its_own(monkeypatch):
     """Asked for all under one name, notebooks 04 to 09 would compare a model with itself."""
+    monkeypatch.setattr(openai, "require_servers", lambda urls: None)
     server = Served(urls=["http://a:1/v1", "http://b:2"], name="merged", concurrency=3, timeout_s=7)
     with open_engine(MERGED, served_by(**{"micro-merge": server}), 0.0) as engine:
         assert isinstance(engine, OpenAIEngine) and engine.model == "merged" and engine.batch_size == 6
         assert [e.url for e in engine.spread.endpoints] == ["http://a:1/v1", "http://b:2/v1"] and engine.timeout_s == 7
     with pytest.raises(KitError, match="no server is known for the model 'micro-merge'.*model.served"):
         open_engine(MERGED, served_by(sft=server))
+
+
+def test_a_server_that_is_not_there_is_told_at_once():
+    """Not after minutes of retries, as a success rate of 0."""
+    server = Served(urls=["http://127.0.0.1:9/v1"], name="merged")
+    with pytest.raises(KitError, match="no server answers at http://127.0.0.1:9/v1 .*start it"):
+        open_engine(MERGED, served_by(**{"micro-merge": server}))
 
 
 def test_no_model_says_what_makes_one(tmp_path):

@@ -12,6 +12,8 @@ import nbformat
 import psutil
 import pytest
 
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.pipeline import refuse_impossible
 from agentcpm_kit.profile import repo_root
 
 CELL = """from agentcpm_kit.stage import open_stage
@@ -133,6 +135,16 @@ def test_profiles_and_parameters_are_checked_before_anything_is_written(tree):
     done = run(tree)
     assert done.returncode == 2 and "'threads'" in done.stderr
     assert not (tree / "results").exists()
+
+
+@pytest.mark.parametrize("section, values, stages, hint", [
+    ("model", {"engine": "openai"}, ["04_sft", "05_merge", "07_rl"], "05_merge and 07_rl: .*--stages"),
+    ("context", {"history": "discard_all"}, ["02_episode", "07_rl"], "history: none")])
+def test_what_a_stage_would_refuse_is_refused_before_the_first(smoke, section, values, stages, hint):
+    profile = smoke.model_copy(update={section: getattr(smoke, section).model_copy(update=values)})
+    with pytest.raises(KitError, match=hint):
+        refuse_impossible(profile, stages)
+    refuse_impossible(profile, stages[:1])
 
 
 def test_stages_are_chosen_by_number_or_name(tree):

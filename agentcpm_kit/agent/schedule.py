@@ -4,6 +4,7 @@ An episode is a generator that yields what it needs: a `Turn` of the model, a `J
 No episode waits for another. The order in which they are served depends on timing, what they are served does not.
 """
 
+import gc
 import threading
 import time
 from collections import Counter, deque
@@ -56,9 +57,11 @@ def play_all(episodes: Iterator, engine: Engine, helper: Engine | None = None,
     fault of what it waits for.
     """
     table = _Table(engine, helper or engine, max_seconds)
+    gc.freeze()  # libraries have a million objects: the collector need not walk them again and again while episodes play
     try:
         yield from table.play(episodes)
     finally:
+        gc.unfreeze()
         table.clear()
 
 

@@ -9,13 +9,15 @@ from ..agent.context import ContextPolicy
 from ..agent.engines import EngineFault, Sample, generate_turns, open_engine
 from ..agent.episode import ToolFactory, run_episodes, world_tools
 from ..agent.summarise import reply_text, user_turn
-from ..agent.trajectory import Trajectory
+from ..agent.trajectory import EndReason, Trajectory
 from ..errors import KitError
 from ..micro.skills import Item
 from ..profile import Profile
 from ..world import Task, make_tasks
 from .metrics import Estimate, rate
 from .scorers import score
+
+MOST_LOST = 0.1  # share of episodes; a fault counts as a miss
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,21 @@ def evaluate_agent(engine, tasks: list[Task], profile: Profile, context: Context
     """Play every task once and score it. With a `log` of trajectories, only those that it does not hold yet.
 
     Tools and context policy are the worlds' own and the profile's, where none are given.
+
+    Raises:
+        KitError: the engine failed on more than `MOST_LOST` of the episodes, so that a rate would be its own, not the agent's.
     """
     found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context or ContextPolicy.of(profile), seed, run,
                          on_end, log)
+    _refuse_lost(found)
     return AgentResult(tasks, [score(t, task) for t, task in zip(found, tasks, strict=True)])
+
+
+def _refuse_lost(found: list[Trajectory]) -> None:
+    lost = [t for t in found if t.end_reason == EndReason.ENGINE_FAULT]
+    if len(lost) > MOST_LOST * len(found):
+        raise KitError(f"the engine failed on {len(lost)} of {len(found)} episodes ({lost[0].message}); see to it, then run the "
+                       "same command again")
 
 
 def repeat_agent(engine, tasks: list[Task], profile: Profile, runs: int, seed: int = 0,

@@ -46,7 +46,7 @@ def build_report(profile_folder: Path) -> Path:
     profile = load_profile(profile_folder.name)
     body = [f"<h1>agentcpm-kit: {escape(profile.name)}</h1>", f"<p>{_description(stages[0])}</p>"]
     if not profile.is_result:
-        body.append('<p class="warn">This is the smoke profile: it checks that everything runs. Not a result.</p>')
+        body.append('<p class="warn">This profile checks that everything runs. Not a result.</p>')
     body += [_navigation(stages), "<h2>The paper's claims beside ours</h2>", *_claims(stages)]
     body += [_section(name, [s for s in stages if s.name == name]) for name in dict.fromkeys(s.name for s in stages)]
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -21,7 +21,7 @@ def print_summary(profile_folder: Path) -> None:
             table.add_row(claim["claim"], measured, claim["verdict"])
         Console().print(table)
         if not _is_result(stages[0].folder):
-            Console().print("smoke profile: not a result", style="bold red")
+            Console().print(f"profile {profile_folder.name}: not a result", style="bold red")
 
 
 def _is_result(folder: Path) -> bool:

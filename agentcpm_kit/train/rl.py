@@ -17,7 +17,7 @@ from ..agent.episode import run_episodes, world_tools
 from ..agent.trajectory import Trajectory
 from ..errors import KitError
 from ..evaluate.scorers import score
-from ..profile import Noise, Profile
+from ..profile import Noise, Profile, refuse_resets
 from ..world import Task, make_tasks
 from .denoise import DenoisedGroup, Rollout, Rules, denoise_group
 from .losses import token_losses, token_mean
@@ -116,7 +116,7 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
 
     from ..artefacts import write_checksums
 
-    _refuse_resets(profile)
+    refuse_resets(profile)
     loaded, tokenizer = load_model(model, profile.model.dtype)
     work = Path(f"{out}-trainer")
     with _rollout_engine(model, loaded, tokenizer, profile) as engine:
@@ -129,14 +129,6 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     tokenizer.save_pretrained(out)
     write_checksums(out)
     return out
-
-
-def _refuse_resets(profile: Profile) -> None:
-    """One context of each episode is trained, and all that was sampled must stand in it."""
-    context = profile.context
-    if context.history != "none" or not context.keep_thinking:
-        raise KitError("RL trains one context for each episode, and `history` and `keep_thinking: false` begin new ones; run "
-                       "stage 07 with `history: none` and `keep_thinking: true` under `context`")
 
 
 def _rollout_engine(path: Path, model, tokenizer, profile: Profile) -> Engine:

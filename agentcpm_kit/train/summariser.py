@@ -61,7 +61,7 @@ def with_missing(pairs: list[Pair], rng: random.Random) -> list[Pair]:
     """Every eighth page exchanged for one that does not hold the evidence.
 
     More of them, and harder ones, were tried on validation worlds: with half of 3,000 pairs `unanswerable` or exchanged,
-    micro says so for .49 of the unanswerable (else .04) but finds the evidence of .81 of the clean pages (else 1.00), and
+    micro says so for .49 of the unanswerable (else none) but finds the evidence of .81 of the clean pages (else 1.00), and
     the agent that it serves solves fewer tasks (.34, else .43).
     """
     mixed = list(pairs)

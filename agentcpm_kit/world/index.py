@@ -3,6 +3,7 @@
 Chinese is written without spaces: a run of Chinese characters is indexed by its characters and pairs of neighbours.
 """
 
+import logging
 import re
 from array import array
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import numpy as np
 
 from .atlas import Page
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it remarks on every index
 HAN = "\u3400-\u9fff"
 WORD = re.compile(rf"[{HAN}]+|[^\W{HAN}]+")
 

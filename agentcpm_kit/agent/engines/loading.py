@@ -58,7 +58,7 @@ def open_engine(path: Path | str, profile: Profile, temperature: float = 1.0) ->
     For `openai`, servers hold the model (``model.served``), and `path` gives the tokenizer.
 
     Raises:
-        KitError: no model there, nobody serves it, or the engine's package is not installed.
+        KitError: no model there, nobody serves it, its server does not answer, or the engine's package is not installed.
     """
     settings, size = profile.model, profile.evaluation.batch_size
     if settings.engine == "transformers":
@@ -71,11 +71,12 @@ def open_engine(path: Path | str, profile: Profile, temperature: float = 1.0) ->
 
         return VLLMEngine(path, tokenizer, temperature, size, profile.limits.max_context_tokens, settings.dtype,
                           settings.vllm_memory)
-    from .openai import OpenAIEngine
+    from .openai import OpenAIEngine, require_servers
 
     served = settings.served.get(Path(path).name)
     if served is None:
         raise KitError(f"no server is known for the model {Path(path).name!r} ({path}): serve it, and name it in "
                        f"profiles/{profile.name}.yaml under model.served; then run this again")
+    require_servers(served.urls)
     return OpenAIEngine(served.urls, served.name, tokenizer, temperature, served.api, served.concurrency,
                         timeout_s=served.timeout_s)

@@ -48,6 +48,20 @@ class Endpoint:
     aside_until: float = 0.0
 
 
+def require_servers(urls: Sequence[str]) -> None:
+    """
+    Raises:
+        KitError: one of them does not answer anything at all.
+    """
+    import httpx2
+
+    for url in urls:
+        try:
+            httpx2.get(f"{_base(url)}/models", timeout=CONNECT_S)
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise KitError(f"no server answers at {url} ({error}); start it, then run the same command again") from error
+
+
 class Spread:
     """The transport below the openai client: every try, the first and the repeated ones, goes to the server that is best now.
 
