@@ -137,20 +137,7 @@ def rollouts_table(_profile: str) -> str:
     return "\n".join(lines)
 
 
-def summarisers_table(_profile: str) -> str:
-    """Markdown table of benchmarks/summariser.py."""
-    result = json.loads((reference_folder("benchmarks") / "summariser.json").read_text())
-    lines = ["| redundant sentences per page | who writes | evidence alone | evidence among more | says what is missing |",
-             "| --- | --- | --- | --- | --- |"]
-    for both in zip(result["base"], result["finetuned"], strict=True):
-        for who, row in zip(("the model as it is", "fine-tuned"), both, strict=True):
-            measured = [metric_text(row[name]) for name in ("exact", "held", "absent")]
-            lines.append(f"| {row['redundancy']} | {who} | {' | '.join(measured)} |")
-    return "\n".join(lines)
-
-
-TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table,
-          "summarisers": summarisers_table}
+TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
 
 
 def with_tables(text: str, profile: str) -> str:
