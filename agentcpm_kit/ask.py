@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .agent.context import ContextPolicy
 from .agent.engines import open_engine
-from .agent.engines.loading import load_tokenizer
 from .agent.episode import run_episodes, world_tools
 from .agent.tokens import encode
 from .errors import KitError
@@ -69,11 +68,12 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
     profile = load_profile("micro")
     set_seed(seed, profile.threads)
     path = model or best_checkpoint()
-    _refuse_unknown_words(question, load_tokenizer(path))
     world = unseen_world(number)
     task = Task("ask", question, "", "multihop", 0, world.spec)
-    with _tools(tools) as factory, open_engine(path, profile, temperature=0.0) as engine:
-        trajectory = run_episodes([task], engine, factory, profile.limits, ContextPolicy.of(profile), seed=seed)[0]
+    with open_engine(path, profile, temperature=0.0) as engine:
+        _refuse_unknown_words(question, engine.tokenizer)
+        with _tools(tools) as factory:
+            trajectory = run_episodes([task], engine, factory, profile.limits, ContextPolicy.of(profile), seed=seed)[0]
     print(f"model: {path.name}, {f'tools of {tools}' if tools else f'unseen world {number}'}")
     print_trajectory(trajectory)
     known = None if tools else next((t for t in example_tasks(number, 50) if t.question == question), None)

@@ -22,7 +22,7 @@ from agentcpm_kit.evaluate.metrics import mean, rate
 from agentcpm_kit.evaluate.runner import suite
 from agentcpm_kit.files import write_json
 from agentcpm_kit.profile import Profile, load_profile, repo_root, results_root, set_seed
-from agentcpm_kit.train.summariser import Pair, gold_pairs, open_summariser, train_summariser, unanswerable
+from agentcpm_kit.train.summariser import Pair, gold_pairs, is_exact, open_summariser, train_summariser, unanswerable
 
 
 def train(profile: Profile, out: Path, seed: int) -> dict:
@@ -37,20 +37,14 @@ def train(profile: Profile, out: Path, seed: int) -> dict:
     return result | {"seconds": round(time.monotonic() - started)}
 
 
-def texts(summariser: Summariser, pairs: list[Pair]) -> list[str]:
-    found = summariser.condense([(pair.page, pair.purpose) for pair in pairs])
-    return [text if isinstance(text, str) else "" for text in found]
-
-
 def shares(summariser: Summariser, pairs: list[Pair], seed: int) -> dict:
     """The four measures over the pairs; a fault of the engine counts as nothing written."""
-    written = texts(summariser, pairs)
-    lacking = unanswerable(pairs, random.Random(seed))
-    denied = texts(summariser, lacking)
-    both = list(zip(written, pairs, strict=True))
+    written = summariser.condense([(pair.page, pair.purpose) for pair in pairs])
+    both = [(text if isinstance(text, str) else "", pair) for text, pair in zip(written, pairs, strict=True)]
+    denied = is_exact(summariser, unanswerable(pairs, random.Random(seed)))
     found = {"exact": rate(sum(text == pair.evidence for text, pair in both), len(both)),
              "held": rate(sum(pair.evidence in text for text, pair in both), len(both)),
-             "absent": rate(sum(text == pair.evidence for text, pair in zip(denied, lacking, strict=True)), len(lacking)),
+             "absent": rate(sum(denied), len(denied)),
              "length": mean([len(text) / len(pair.page) for text, pair in both])}
     return {name: estimate.fields() for name, estimate in found.items()}
 

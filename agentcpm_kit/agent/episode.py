@@ -66,6 +66,7 @@ def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits:
     """The same as a stream, in the order in which episodes end: nothing is kept."""
     renderers: dict[str, Renderer] = {}  # one for each set of tools that a task may offer
     policy = context or ContextPolicy()
+    settings = settings_hash(limits, policy)
 
     def opened() -> Iterator[Episode]:
         for name, task in zip(episode_names(tasks, seed, run), tasks, strict=True):
@@ -75,7 +76,7 @@ def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits:
                 if key not in renderers:
                     renderers[key] = Renderer(engine.tokenizer, toolset.schemas)
                     renderers[key].require_tools()
-                yield Episode(name, task, toolset, renderers[key], limits, policy, run)
+                yield Episode(name, task, toolset, renderers[key], limits, policy, settings, run)
 
     helper = policy.summariser.engine if policy.summariser else None
     return play_all(opened(), engine, helper, limits.max_seconds)
@@ -121,12 +122,11 @@ class Episode:
     """The rules of one episode."""
 
     def __init__(self, name: str, task: Task, tools: ToolSet, renderer: Renderer, limits: Limits, policy: ContextPolicy,
-                 run: int = 0):
+                 settings: str, run: int = 0):
         self.name, self.task, self.tools, self.renderer = name, task, tools, renderer
         self.limits, self.policy = limits, policy
         self.history = History(renderer, task.question, policy.keep_thinking)
-        self.trajectory = Trajectory(episode=name, settings=settings_hash(limits, policy), task_id=task.task_id, run=run,
-                                     question=task.question)
+        self.trajectory = Trajectory(episode=name, settings=settings, task_id=task.task_id, run=run, question=task.question)
 
     def play(self) -> Play:
         """Turn after turn until one ends the episode. Yields what it waits for, see `schedule`."""
