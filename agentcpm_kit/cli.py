@@ -1,4 +1,4 @@
-"""The command line: ``agentcpm-kit doctor | fetch | run | report | ask | serve-tools``.
+"""The command line: ``agentcpm-kit doctor | fetch | run | report | merge | ask | serve-tools``.
 
 A user's mistake is one line and exit code 2, a failed run exit code 1; ``--debug`` before the command shows tracebacks.
 """
@@ -80,6 +80,23 @@ def report(profile: Profile = "micro", out: Out = None) -> None:
     path = build_report(folder)
     print_summary(folder)
     print(f"report: {path}")
+
+
+@app.command()
+def merge(models: Annotated[list[Path], typer.Argument(help="folders of the models to merge")],
+          method: Annotated[str, typer.Option("--method", help="one of mergekit's: linear, slerp, ties, della, ...")],
+          out: Annotated[Path, typer.Option("--out", help="folder for the merged model")],
+          weights: Annotated[str, typer.Option("--weights", help="one for each, meant as it stands: 0.6,0.4")] = "",
+          base: Annotated[Path | None, typer.Option("--base", help="the model that the others were trained from")] = None,
+          density: Annotated[float | None, typer.Option("--density", help="share of a difference's entries that is kept")] = None,
+          settings: Annotated[list[str] | None, typer.Option("--set", help="another parameter of the method, name=value; "
+                                                             "repeatable")] = None,
+          dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16; default: as the first model")] = "",
+          seed: Annotated[int, typer.Option("--seed", help="seed of the random methods (DARE, DELLA)", min=0)] = 0) -> None:
+    """Merge models of one shape with mergekit, after checking them, and write the YAML that `mergekit-yaml` takes."""
+    from .train.merge import merge_command
+
+    merge_command(method, models, base, out, weights, density, settings or [], dtype, seed)
 
 
 @app.command()

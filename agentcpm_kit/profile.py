@@ -106,6 +106,8 @@ class Evaluation(Section):
     hops: list[int]
     general_items: int
     batch_size: int
+    general_suite: Literal["micro", "small"] = "small"  # which fixed items: see evaluate/general.py
+    general_tokens: int = 32  # of an answer to one of them
 
 
 class Trajectories(Section):
@@ -126,13 +128,26 @@ class SFT(Section):
     epochs: int
     batch_size: int
     warmup_ratio: float
+    adam_epsilon: float = 1e-8  # larger: weights with hardly any gradient (words that no record uses) stay where they are
+    checks: int = 0  # how often in a run validation loss and agent success are measured
+    kl: float = 0.0  # a baseline of notebook 05: weight of the distance to the base model
 
 
 class Merge(Section):
-    methods: list[str]
+    """The map of notebook 05, and how a merge is chosen from it."""
+
+    methods: list[str]  # mergekit's; notebook 05 can try all of them
     weights: list[float]  # of the SFT model; the base gets the rest
-    density: float
-    validation_tasks: int
+    densities: list[float]  # share of a difference's entries that is kept
+    parts: dict[str, dict[str, float]] = {}  # densities by part: name -> text in a tensor's name -> density (1 elsewhere)
+    scales: list[float] = [1.0]  # what a difference trimmed by parts is multiplied by
+    validation_tasks: int  # per number of hops, for each merge of the map
+    finalists: int = 5  # so many are measured again, on `final_tasks`
+    final_tasks: int
+    lora_rank: int = 32  # the baselines beside the merges: an adapter that is scaled down,
+    lora_learning_rate: float = 1e-3
+    kl: float = 1.0  # a loss that holds the model near its base,
+    replay: float = 0.1  # and a share of records exchanged for the base's own answers
 
 
 class Noise(Section):

@@ -1,22 +1,34 @@
-"""mergekit does the arithmetic; here it is checked against arithmetic done by hand."""
+"""mergekit does the arithmetic; here it is checked against arithmetic done by hand, and against mergekit's own command."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from agentcpm_kit.artefacts import write_checksums
+from agentcpm_kit.cli import app
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.train.merge import merge, merge_config
+from agentcpm_kit.train.merge import base_and_tuned, merge, merge_config, methods
+
+PAIRWISE = [m for m in methods() if m != "model_stock"]  # which needs three models
+RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
 
 
 @pytest.fixture
-def pair(tiny_model, tokenizer, tmp_path):
-    """A model and a changed copy of it."""
-    paths = tmp_path / "base", tmp_path / "tuned"
-    for scale, path in zip((1.0, 1.5), paths, strict=True):
+def models(tiny_model, tokenizer, tmp_path):
+    """A base and two changed copies of it."""
+    paths = [tmp_path / name for name in ("base", "tuned", "other")]
+    for number, path in enumerate(paths):
+        torch.manual_seed(number)
         with torch.no_grad():
             for parameter in tiny_model.parameters():
-                parameter.mul_(scale)
+                parameter.add_(0.1 * number * torch.randn_like(parameter))
         tiny_model.save_pretrained(path)
         tokenizer.save_pretrained(path)
         write_checksums(path)
@@ -28,39 +40,190 @@ def weights(path):
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
-def test_weighted_mean_by_hand(pair, tmp_path, method):
-    base, tuned = pair
-    merged = weights(merge(merge_config(method, base, tuned, 0.25), tmp_path / "out"))
+def test_weighted_mean_by_hand(models, tmp_path, method):
+    base, tuned, _ = models
+    merged = weights(merge(base_and_tuned(method, base, [tuned], 0.25), tmp_path / "out"))
     for name, value in weights(base).items():
         torch.testing.assert_close(merged[name], 0.75 * value + 0.25 * weights(tuned)[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["slerp", "ties", "della"])
-def test_other_methods_run_and_lie_between(pair, tmp_path, method):
-    base, tuned = pair
-    merged = weights(merge(merge_config(method, base, tuned, 0.5), tmp_path / "out"))
-    assert any(not torch.equal(merged[n], v) for n, v in weights(base).items())
+def test_two_tuned_models_share_the_weight(models, tmp_path):
+    base, tuned, other = models
+    merged = weights(merge(base_and_tuned("linear", base, [tuned, other], 0.5), tmp_path / "out"))
+    for name, value in weights(base).items():
+        by_hand = 0.5 * value + 0.25 * weights(tuned)[name] + 0.25 * weights(other)[name]
+        torch.testing.assert_close(merged[name], by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_ties_by_hand(models, tmp_path):
+    """Trim each difference to its largest half, elect the sign of the sum, drop who disagrees, add."""
+    base, tuned, other = models
+    merged = weights(merge(base_and_tuned("ties", base, [tuned, other], 1.0, density=0.5), tmp_path / "out"))
+    for name, start in weights(base).items():
+        trimmed = []
+        for path in (tuned, other):
+            tau = weights(path)[name] - start
+            kept = tau.abs().flatten().argsort(descending=True)[: max(1, tau.numel() // 2)]
+            mask = torch.zeros(tau.numel())
+            mask[kept] = 0.5  # its weight
+            trimmed.append(tau * mask.reshape_as(tau))
+        tau = torch.stack(trimmed)
+        sign = torch.where(tau.sum(0) >= 0, 1.0, -1.0)
+        torch.testing.assert_close(merged[name], start + (tau * (tau.sign() == sign)).sum(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_merges_two_or_three_models(models, tmp_path, method):
+    base, tuned, other = models
+    tuned = [tuned, other] if method not in PAIRWISE else [tuned]
+    merged = weights(merge(base_and_tuned(method, base, tuned, 0.5, density=0.5), tmp_path / "out"))
     assert all(torch.isfinite(v).all() for v in merged.values())
+    assert any(not torch.equal(merged[n], v) for n, v in weights(base).items())
 
 
-def test_merged_model_has_tokenizer_template_and_yaml(pair, tmp_path, tokenizer):
-    from transformers import AutoTokenizer
-
-    out = merge(merge_config("linear", *pair, 0.5), tmp_path / "out")
-    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
-    assert "merge_method: linear" in (out / "mergekit.yaml").read_text()
-
-
-def test_random_methods_follow_the_seed(pair, tmp_path):
-    config = merge_config("della", *pair, 0.5)
+@pytest.mark.parametrize("method", RANDOM)
+def test_random_methods_follow_the_seed(models, tmp_path, method):
+    config = base_and_tuned(method, models[0], models[1:2], 0.5, density=0.5)
     one, same, other = (weights(merge(config, tmp_path / str(i), seed)) for i, seed in enumerate((1, 1, 2)))
     assert all(torch.equal(one[n], same[n]) for n in one) and any(not torch.equal(one[n], other[n]) for n in one)
 
 
-def test_bad_input_is_refused_by_name(pair, tmp_path):
-    with pytest.raises(KitError, match="linear"):
-        merge_config("liner", *pair, 0.5)
+def test_merged_model_has_tokenizer_template_and_yaml(models, tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    out = merge(base_and_tuned("linear", models[0], models[1:2], 0.5), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+    assert "merge_method: linear" in (out / "mergekit.yaml").read_text()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def run_merge(*arguments):
+    return CliRunner().invoke(app, ["merge", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("method", ["della", "ties", "slerp"])
+def test_the_command_gives_the_bytes_of_mergekit(models, tmp_path, method):
+    """`agentcpm-kit merge`, and plain `mergekit-yaml` on the YAML that it wrote."""
+    base, tuned, other = models
+    out = tmp_path / "out"
+    knobs = [tuned, "--set", "t=0.4"] if method == "slerp" else [tuned, other, "--weights", "0.6,0.4", "--density", 0.5]
+    done = run_merge("--method", method, *knobs, "--base", base, "--seed", 3, "--out", out)
+    assert done.exit_code == 0, done.exception
+    command = (out / "mergekit.yaml").read_text().splitlines()[0].removeprefix("# ").split()
+    assert command == ["mergekit-yaml", "mergekit.yaml", "OUT", "--random-seed", "3"]
+    command[0], command[2] = Path(sys.executable).parent / command[0], tmp_path / "plain"
+    plain = subprocess.run(command, cwd=out, capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr[-2000:]
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--method", "liner"], "did you mean 'linear'"),
+    (["--method", "linear", "--weights", "1"], "one weight for each model"),
+    (["--method", "linear", "--weights", "1,x"], "weight is a number, not 'x'"),
+    (["--method", "linear", "--weights", "1,nan"], "weight is a number, not 'nan'"),
+    (["--method", "karcher", "--weights", "1,1"], "takes no weights"),
+    (["--method", "ties", "--weights", "1,1"], "requires a base"),
+    (["--method", "karcher", "--base", "{base}"], "knows no base model"),
+    (["--method", "slerp", "--base", "{base}", "--set", "t=0.5"], "exactly 2 inputs"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "densty=0.5"], "did you mean 'density'"),
+    (["--method", "ties", "--base", "{tuned}", "--weights", "1,1"], "[Dd]uplicate"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--dtype", "float8"], "dtype"),
+    (["--method", "della", "--base", "{base}", "--weights", "1,1", "--density", "0.95"], "(?i)epsilon"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "1.5"], "density lies"),
+])
+def test_a_wrong_command_is_told_in_one_line(models, tmp_path, arguments, message):
+    names = dict(zip(("base", "tuned", "other"), models, strict=True))
+    done = run_merge(*[a.format(**names) for a in arguments], models[1], models[2], "--out", tmp_path / "out")
+    assert isinstance(done.exception, KitError)
+    with pytest.raises(KitError, match=message):
+        raise done.exception
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def spoil_shape(model):
+    tensors = weights(model)
+    name = next(n for n in tensors if "down_proj" in n)
+    tensors[name] = tensors[name][:, :-1].contiguous()
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_tensor_names(model):
+    tensors = weights(model)
+    tensors["model.extra"] = torch.zeros(2)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_nan(model):
+    tensors = weights(model)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_file(model):
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-100])
+
+
+def spoil_shards(model):
+    first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    index = {"weight_map": dict.fromkeys(weights(model), first) | {"x": second}}
+    (model / "model.safetensors").rename(model / first)
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def spoil_tokenizer(model):
+    text = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(text.replace('"research"', '"inquiry"'))
+
+
+def spoil_architecture(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+
+
+def pickle_weights(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def make_adapter(model):
+    (model / "config.json").rename(model / "adapter_config.json")
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (spoil_shape, "down_proj.* has the shape"), (spoil_tensor_names, "has a tensor model.extra"),
+    (spoil_nan, "model.norm.weight holds a number that is NaN"), (spoil_file, "is broken"),
+    (spoil_shards, "the shard model-00002-of-00002.safetensors is missing"), (spoil_tokenizer, "tokenizer differs"),
+    (spoil_architecture, "its architecture is LlamaForCausalLM"), (pickle_weights, "pickled"), (make_adapter, "it is an adapter"),
+    (shutil.rmtree, "no model in")])
+def test_bad_models_are_refused_by_name_before_anything_is_merged(models, tmp_path, spoil, message, monkeypatch):
+    import mergekit.merge
+
+    monkeypatch.setattr(mergekit.merge, "run_merge", lambda *_, **__: pytest.fail("merging was begun"))
+    (models[1] / "SHA256SUMS").unlink()
+    spoil(models[1])
+    with pytest.raises(KitError, match=message) as caught:
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
+    assert "tuned" in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_corrupt_checkpoint_is_refused(models, tmp_path):
+    spoil_nan(models[1])
+    with pytest.raises(KitError, match="differs from its checksum"):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
+
+
+def test_what_is_not_a_merge_is_not_overwritten(models, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.txt").write_text("precious")
+    with pytest.raises(KitError, match="choose another folder"):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "thesis")
+    assert (tmp_path / "thesis/chapter1.txt").read_text() == "precious"
+
+
+def test_shares_and_names_are_checked(models):
+    with pytest.raises(KitError, match="did you mean 'linear'"):
+        base_and_tuned("liner", models[0], [models[1]], 0.5)
     with pytest.raises(KitError, match="between 0 and 1"):
-        merge_config("linear", *pair, 1.5)
-    with pytest.raises(KitError, match="no model in"):
-        merge(merge_config("linear", pair[0], tmp_path / "nowhere", 0.5), tmp_path / "out")
+        base_and_tuned("linear", models[0], [models[1]], 1.5)
+    with pytest.raises(KitError, match="takes no weights"):
+        merge_config("karcher", models, weights=[1, 1, 1])

@@ -8,12 +8,11 @@ from agentcpm_kit.agent.engines import load_model
 from agentcpm_kit.agent.oracle import OracleEngine
 from agentcpm_kit.artefacts import verify_checkpoint
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.evaluate.general import load_items
 from agentcpm_kit.evaluate.runner import evaluate_agent, suite
 from agentcpm_kit.micro.batches import Curriculum, encode
 from agentcpm_kit.micro.build import new_model, reading_accuracy
 from agentcpm_kit.micro.induction import OFFSETS
-from agentcpm_kit.micro.skills import SKILLS, draw_items
+from agentcpm_kit.micro.skills import draw_items
 from agentcpm_kit.world import Tools, make_world
 
 
@@ -77,22 +76,6 @@ def test_shipped_base_reads(micro_base):
     assert reading_accuracy(model, tokenizer, 0.0) >= 0.95
     assert reading_accuracy(model, tokenizer, 0.3) >= 0.85
     assert reading_accuracy(model, tokenizer, 1.0) >= 0.5
-
-
-def test_general_items_are_fixed_and_balanced():
-    items = load_items()
-    assert len(items) >= 500 and {i.skill for i in items} == set(SKILLS)
-    assert len(load_items(12)) == 12
-
-
-def test_changed_items_are_refused(tmp_path, monkeypatch):
-    import agentcpm_kit.evaluate.general as general
-
-    (tmp_path / "data/general").mkdir(parents=True)
-    (tmp_path / general.ITEMS_FILE).write_text("{}\n")
-    monkeypatch.setattr(general, "repo_root", lambda: tmp_path)
-    with pytest.raises(KitError, match="SHA-256"):
-        general.load_items()
 
 
 def test_shipped_base_is_small_whole_and_qwen3(micro_base):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -55,25 +54,6 @@ def test_training_and_test_tasks_share_no_world(smoke):
 
     trained = {t.world for t in training_tasks(smoke, 50)} | {t.world for t in rl_tasks(smoke)}
     assert trained.isdisjoint(t.world for split in ("validation", "test") for t in suite(smoke, split))
-
-
-def test_sft_through_unsloth_learns_and_saves(smoke, tokenizer, micro_base, tmp_path):
-    """In a process of its own: importing Unsloth patches transformers and TRL for good."""
-    code = ("from pathlib import Path; from agentcpm_kit.profile import load_profile\n"
-            "from agentcpm_kit.train.data import *; from agentcpm_kit.train.sft import train_sft\n"
-            "from agentcpm_kit.agent.engines import load_model\n"
-            f"p, base, out = load_profile('smoke'), Path({str(micro_base)!r}), Path({str(tmp_path / 'out')!r})\n"
-            "_, tokenizer = load_model(base)\n"
-            "kept = keep_good(oracle_trajectories(training_tasks(p, 96), tokenizer, p).trajectories).kept\n"
-            "losses = []\n"
-            "summary = train_sft(base, kept, p, out, epochs=3, on_step=lambda s, n, log: losses.append(log['loss']))\n"
-            "assert losses[-1] < 0.7 * losses[0], losses\n"
-            "assert summary['steps'] == 18, summary\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, cwd=tmp_path,
-                          env=os.environ | {"PYTHONPATH": str(repo_root())})
-    assert done.returncode == 0, done.stderr[-2000:]
-    before, after = load_file(micro_base / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert set(before) == set(after) and any(not torch.equal(before[n], after[n]) for n in before)
 
 
 def test_token_advantages_follow_the_steps():
@@ -225,11 +205,3 @@ def test_rl_killed_and_resumed_equals_an_unbroken_run(tmp_path):
     assert start(tmp_path / "broken", 0).wait(timeout=300) == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(one[n], two[n]) for n in one)
-
-
-def test_missing_unsloth_is_told(monkeypatch, smoke, micro_base, tmp_path):
-    from agentcpm_kit.train import sft
-
-    monkeypatch.setitem(sys.modules, "unsloth", None)
-    with pytest.raises(KitError, match="make setup"):
-        sft.train_sft(Path(micro_base), [], smoke, tmp_path / "out")

@@ -14,6 +14,7 @@ from ..errors import KitError
 from ..micro.skills import Item
 from ..profile import Profile
 from ..world import Task, make_tasks
+from .general import by_skill, is_right
 from .metrics import Estimate, rate
 from .scorers import score
 
@@ -128,12 +129,6 @@ def _said(tokenizer, sample: Sample | EngineFault) -> str:
     return reply_text(tokenizer, sample)
 
 
-def general_by_skill(items: list[Item], right: list[bool]) -> dict[str, Estimate]:
-    """Rate for each skill, and "all"."""
-    skills = {item.skill: [r for i, r in zip(items, right, strict=True) if i.skill == item.skill] for item in items}
-    return {name: rate(sum(values), len(values)) for name, values in {**skills, "all": right}.items()}
-
-
 @dataclass
 class Measurement:
     """Agent success and general ability of one model; `right` tells which items it got right."""
@@ -145,6 +140,7 @@ class Measurement:
 
 def measure(model: Path, tasks: list[Task], items: list[Item], profile: Profile) -> Measurement:
     """Load a model and measure it greedily on tasks and items."""
+    suite, room = profile.evaluation.general_suite, profile.evaluation.general_tokens
     with open_engine(model, profile, temperature=0.0) as engine:
-        right = [said == item.answer for said, item in zip(answer_items(engine, items), items, strict=True)]
-        return Measurement(evaluate_agent(engine, tasks, profile), general_by_skill(items, right), right)
+        right = [is_right(item, said, suite) for said, item in zip(answer_items(engine, items, room), items, strict=True)]
+        return Measurement(evaluate_agent(engine, tasks, profile), by_skill(items, right), right)

@@ -5,6 +5,7 @@ Every step is drawn from its own seed, so any number of workers gives the same b
 
 import random
 
+from ..agent.tokens import assistant_mask
 from .reading import Message, draw_lessons
 from .skills import draw_items
 
@@ -16,15 +17,7 @@ FULL_LEVEL = 0.5  # share of the steps after which lessons have their full lengt
 def encode(tokenizer, messages: list[Message]) -> tuple[list[int], list[int]]:
     """Token ids of a conversation, and labels that are `IGNORED` outside the assistant's turns."""
     ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False).input_ids
-    head = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
-    labels, learned = [], False
-    for i, token in enumerate(ids):
-        labels.append(token if learned else IGNORED)
-        if learned and token == tokenizer.eos_token_id:
-            learned = False
-        elif ids[max(0, i + 1 - len(head)): i + 1] == head:
-            learned = True
-    return ids, labels
+    return ids, [i if learned else IGNORED for i, learned in zip(ids, assistant_mask(tokenizer, ids), strict=True)]
 
 
 def collate(pairs: list[tuple[list[int], list[int]]], pad: int):

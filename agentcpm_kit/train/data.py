@@ -1,18 +1,27 @@
-"""Training trajectories: from the scripted oracle, and by rejection sampling; the filters are named and counted."""
+"""Training trajectories: from the scripted oracle, and by rejection sampling; the filters are named and counted.
+
+The paper's trajectories are not public; ours come from a script and from the student itself.
+"""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..agent.oracle import OracleEngine
-from ..agent.trajectory import EndReason, Trajectory, read_trajectories, write_trajectories
-from ..artefacts import write_checksums
-from ..errors import KitError
+from ..agent.tokens import assistant_mask
+from ..agent.trajectory import EndReason, Trajectory
 from ..evaluate.runner import AgentResult, evaluate_agent
 from ..profile import Profile
 from ..world import Task, make_tasks
 
 IGNORED = -100  # the label that a loss leaves out
+FILTERS = {  # why an episode is not learned from; the first that holds counts
+    **dict.fromkeys((r.value for r in EndReason if r != EndReason.ANSWERED), "ended without an answer; the name is the reason"),
+    "wrong": "the answer is not the gold one",
+    "faulty_step": "a call failed, could not be read, or was repeated: the step would be learned with the rest",
+    "too_short": "right without having opened a page: a guess (the reference's min_turns)",
+    "duplicate": "the same tokens as an earlier record",
+}
 
 
 @dataclass
@@ -81,22 +90,13 @@ def training_rows(trajectories: list[Trajectory]) -> list[dict]:
     return rows
 
 
-def save_trajectories(folder: Path, trajectories: list[Trajectory]) -> None:
-    """Write ``trajectories.jsonl`` with its checksum."""
-    (folder / "trajectories.jsonl").unlink(missing_ok=True)
-    write_trajectories(folder / "trajectories.jsonl", trajectories)
-    write_checksums(folder)
+def learned_outside(trajectory: Trajectory, tokenizer) -> int:
+    """How many tokens that are not the assistant's a trajectory would teach; 0 for every sound one."""
+    return sum(m > a for c in trajectory.contexts
+               for m, a in zip(c.loss_mask, assistant_mask(tokenizer, c.token_ids), strict=True))
 
 
-def load_trajectories(stage) -> list[Trajectory]:
-    """The training set of notebook 03, or, if that was not run, the oracle's part of it, made again in seconds."""
-    try:
-        folder = stage.artefact("03_trajectories", "trajectories")
-    except KitError:
-        from ..agent.engines.loading import load_tokenizer
-
-        print("notebook 03 was not run: training on the oracle's trajectories alone, made again here")
-        tokenizer = load_tokenizer(stage.base_model())
-        tasks = training_tasks(stage.profile, stage.profile.trajectories.oracle)
-        return keep_good(oracle_trajectories(tasks, tokenizer, stage.profile).trajectories).kept
-    return read_trajectories(folder / "trajectories.jsonl")
+def padding_share(batches: Sequence[Sequence[int]]) -> float:
+    """Share of computed tokens that are padding, for batches of row lengths (in tokens)."""
+    computed = sum(max(batch) * len(batch) for batch in batches)
+    return 1 - sum(map(sum, batches)) / computed

@@ -5,130 +5,142 @@ same without Unsloth, chosen in the profile, never fallen back to in silence. Th
 sampled tokens alone. The paper's scripts train all weights (`lora_rank: 0`), lr 2e-5, 3 epochs.
 """
 
+import copy
 import math
-import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import KitError
 from ..profile import SFT, Profile
-from .data import training_rows
+from .loading import in_length_groups, load_for_training, saves_memory, without_triton
+from .retention import anchored
 
-OnStep = Callable[[int, int, dict], None]
+SAVES = 10  # checkpoints of a run: a killed one loses a tenth of its work at most
 
-
-def train_sft(model: Path, trajectories: list, profile: Profile, out: Path, seed: int = 0, epochs: int | None = None,
-              on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
-    """`fine_tune` on what the agent itself wrote in trajectories."""
-    return fine_tune(model, training_rows(trajectories), profile, out, seed, epochs, on_step, learning_rate)
+OnStep = Callable[[int, int, dict], None]  # step, steps, what was logged
+OnCheck = Callable[[int, Path, float], None]  # step, plain weights, validation loss
 
 
-def fine_tune(model: Path, rows: list[dict], profile: Profile, out: Path, seed: int = 0, epochs: int | None = None,
-              on_step: OnStep | None = None, learning_rate: float | None = None) -> dict:
-    """Fine-tune `model` on rows of `input_ids` and `labels`, and save 16- or 32-bit weights, tokenizer and checksums in `out`.
+@dataclass
+class Watchers:
+    """Who is told what during training.
 
-    `epochs` and `learning_rate` are those of the profile's SFT where not told. Work in progress is kept in ``<out>-trainer``
-    after each epoch, and taken up again if it is there.
+    `validation` rows are never trained on. As often as `sft.checks` says, their loss is measured and `on_check` is given
+    the model as a plain checkpoint, which lasts until it returns: to let the agent play, say.
+    """
+
+    on_step: OnStep | None = None
+    on_check: OnCheck | None = None
+    validation: list[dict] = field(default_factory=list)
+
+
+def fine_tune(model: Path, rows: list[dict], profile: Profile, settings: SFT, out: Path, seed: int = 0,
+              watchers: Watchers | None = None) -> dict:
+    """Fine-tune `model` on rows of `input_ids` and `labels`, and save plain weights, tokenizer and checksums in `out`.
+
+    The weights have the profile's type; an adapter is merged into them, and kept beside them in ``<out>-adapter``. Work in
+    progress is in ``<out>-trainer``, and taken up again if it is there.
 
     Returns:
-        ``steps``, ``tokens`` (learned, per epoch) and ``final_loss``.
+        ``steps``, ``tokens`` (learned, per epoch) and ``final_loss`` (nats per token, mean of the last five steps).
 
     Raises:
-        KitError: Unsloth is asked for but not installed, or the loss became NaN.
+        KitError: Unsloth is asked for but not installed; a batch teaches other tokens than its rows; the loss or the gradient
+            is no longer a number (the last good checkpoint is kept).
     """
-    from transformers import PrinterCallback
-
-    told = {"epochs": epochs, "learning_rate": learning_rate}
-    config = profile.sft.model_copy(update={name: value for name, value in told.items() if value})
-    loaded, tokenizer = _load(model, profile, seed)
-    trainer = _trainer(loaded, tokenizer, rows, profile, config, Path(f"{out}-trainer"), seed)
-    trainer.remove_callback(PrinterCallback)  # each step is told to `on_step`
-    trainer.add_callback(_watch(on_step))
-    result = trainer.train(resume_from_checkpoint=_last_checkpoint(Path(f"{out}-trainer")))
+    watchers, work = watchers or Watchers(), Path(f"{out}-trainer")
+    loaded, tokenizer = load_for_training(model, profile, settings, seed)
+    trainer = _trainer(loaded, tokenizer, rows, profile, settings, work, seed, watchers, model)
+    _assert_labels_survive(trainer, rows)
+    trainer.add_callback(_watch(watchers, tokenizer, work))
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     _save(trainer.model, tokenizer, out)
     learned = sum(label >= 0 for row in rows for label in row["labels"])
     return {"steps": result.global_step, "tokens": learned, "final_loss": _final_loss(trainer.state.log_history)}
 
 
-def _load(model: Path, profile: Profile, seed: int):
-    if profile.sft.backend == "unsloth":
-        return _load_unsloth(model, profile, seed)
-    from ..agent.engines import load_model
-
-    loaded, tokenizer = load_model(model, profile.model.dtype)
-    if profile.sft.lora_rank:
-        from peft import LoraConfig, get_peft_model
-
-        loaded = get_peft_model(loaded, LoraConfig(**_lora(profile), task_type="CAUSAL_LM"))
-    return loaded, tokenizer
-
-
-def _load_unsloth(model: Path, profile: Profile, seed: int):
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no network by default
-    try:
-        from unsloth import FastLanguageModel
-    except ImportError as error:
-        raise KitError(f"profile {profile.name} trains with Unsloth, which cannot be imported ({error}); run "
-                       "`make setup`, or set `backend: trl` under `sft` in the profile") from error
-    import torch
-
-    full = profile.sft.lora_rank == 0
-    checkpointing = "unsloth" if _saves_memory(profile) else False
-    loaded, tokenizer = FastLanguageModel.from_pretrained(
-        str(model), max_seq_length=profile.limits.max_context_tokens, dtype=getattr(torch, profile.model.dtype),
-        load_in_4bit=False, full_finetuning=full, use_gradient_checkpointing=checkpointing)
-    if not full:
-        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(profile), random_state=seed,
-                                                  use_gradient_checkpointing=checkpointing)
-    return loaded, tokenizer
-
-
-def _saves_memory(profile: Profile) -> bool:
-    """Gradient checkpointing computes activations twice to store fewer: worth it on a GPU, a third slower on a CPU."""
-    return profile.machine.gpu_memory_gb > 0
-
-
-def _lora(profile: Profile) -> dict:
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    rank = profile.sft.lora_rank
-    return {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": names}
-
-
-def _trainer(model, tokenizer, rows: list[dict], profile: Profile, config: SFT, work: Path, seed: int):
+def _trainer(model, tokenizer, rows: list[dict], profile: Profile, settings: SFT, work: Path, seed: int, watchers: Watchers,
+             base: Path):
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
 
-    args = SFTConfig(
-        output_dir=str(work), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate, lr_scheduler_type="cosine", max_grad_norm=1.0, weight_decay=0.0,
-        warmup_steps=math.ceil(config.warmup_ratio * config.epochs * len(rows) / config.batch_size),
-        max_length=None, packing=False, train_sampling_strategy="group_by_length", logging_steps=1, save_strategy="epoch",
-        save_total_limit=1, seed=seed, report_to=[], disable_tqdm=True, dataset_num_proc=1,
-        gradient_checkpointing=_saves_memory(profile),
-        bf16=profile.model.dtype == "bfloat16", use_cpu=not _has_gpu(), optim="adamw_torch")
-    return SFTTrainer(model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=args)
+    steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
+    checks = settings.checks if watchers.validation else 0
+    kind = without_triton(SFTTrainer) if settings.backend == "trl" and not find_spec("triton") else SFTTrainer
+    kind = in_length_groups(anchored(kind, base, settings.kl) if settings.kl else kind)
+    trainer = kind(model=model, processing_class=tokenizer, args=_arguments(profile, settings, work, seed, steps, checks),
+                   train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(watchers.validation) if checks else None)
+    trainer.remove_callback(PrinterCallback)  # each step is told to `on_step`
+    return trainer
 
 
-def _has_gpu() -> bool:
+def _arguments(profile: Profile, settings: SFT, work: Path, seed: int, steps: int, checks: int):
     import torch
+    from trl import SFTConfig
 
-    return torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(work), seed=seed, num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", adam_epsilon=settings.adam_epsilon,
+        max_length=None, packing=False, dataset_num_proc=1,
+        logging_steps=1, logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses
+        save_strategy="steps", save_steps=max(1, steps // SAVES), save_total_limit=2,
+        eval_strategy="steps" if checks else "no", eval_steps=math.ceil(steps / checks) if checks else None,
+        gradient_checkpointing=saves_memory(profile), bf16=profile.model.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
 
 
-def _watch(on_step: OnStep | None):
-    """Callback: hands the log on, and stops a run whose loss is no longer a number."""
+def _assert_labels_survive(trainer, rows: list[dict]) -> None:
+    """Two libraries stand between the rows and the loss: compare, token by token, what a batch would teach.
+
+    Raises:
+        KitError: a row of the batch has other tokens or labels than it was given with.
+    """
+    few = rows[: trainer.args.per_device_train_batch_size]
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(few))])
+    for i, row in enumerate(few):
+        size = len(row["input_ids"])
+        same = (batch["input_ids"][i][:size].tolist() == row["input_ids"] and batch["labels"][i][:size].tolist() == row["labels"]
+                and (batch["labels"][i][size:] < 0).all())
+        if not same:
+            raise KitError(f"row {i} of the first batch would teach other tokens than the trajectory's own; this version of TRL "
+                           "or Unsloth prepares data in another way")
+
+
+def _watch(watchers: Watchers, tokenizer, work: Path):
+    """Callback: hands logs and checks on, and stops a run that is no longer a number before it is saved."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            loss = (logs or {}).get("loss")
-            if loss is not None and not math.isfinite(loss):
-                raise KitError(f"SFT stopped: the loss is {loss} at step {state.global_step}; lower sft.learning_rate "
-                               "(the last good checkpoint is kept)")
-            if loss is not None and on_step:
-                on_step(state.global_step, state.max_steps, {"loss": loss, "learning_rate": logs["learning_rate"]})
+            logs = logs or {}
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise KitError(f"SFT stopped: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; lower "
+                                   f"sft.learning_rate. {_last_good(work, state.global_step, name)}")
+            if "loss" in logs and watchers.on_step:
+                shown = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+                watchers.on_step(state.global_step, state.max_steps, shown)
+
+        def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+            if watchers.on_check:
+                _save(copy.deepcopy(model) if hasattr(model, "merge_and_unload") else model, tokenizer, work / "checked")
+                watchers.on_check(state.global_step, work / "checked", metrics["eval_loss"])
 
     return Watch()
+
+
+def _last_good(work: Path, step: int, what: str) -> str:
+    """A loss that is no number was made by the weights of the step before; this step's are not saved yet."""
+    if what == "loss":
+        shutil.rmtree(work / f"checkpoint-{step - 1}", ignore_errors=True)
+    last = _last_checkpoint(work)
+    return f"The last good checkpoint is {last}" if last else "No good checkpoint was written yet"
 
 
 def _last_checkpoint(work: Path) -> str | None:
@@ -143,10 +155,11 @@ def _final_loss(history: list[dict], last: int = 5) -> float:
 
 
 def _save(model, tokenizer, out: Path) -> None:
-    """Plain weights (an adapter is merged into them), tokenizer, checksums."""
+    """Plain weights (an adapter is kept beside them and merged into them), tokenizer, checksums."""
     from ..artefacts import write_checksums
 
     if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(f"{out}-adapter", safe_serialization=True)
         model = model.merge_and_unload()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, safe_serialization=True)

@@ -20,7 +20,7 @@ from ..world import Task, Tools
 from ..world.atlas import make_world, world_seeds
 from ..world.plain.chains import make_task
 from .data import IGNORED
-from .sft import OnStep, fine_tune
+from .sft import OnStep, Watchers, fine_tune
 
 NOTHING = "No results found."
 CHAINS = 3  # tasks from each world
@@ -107,7 +107,8 @@ def train_summariser(base: Path, profile: Profile, out: Path, seed: int = 0, on_
     """Fine-tune `base` on the profile's pairs and save it in `out`; as `sft.fine_tune`."""
     settings = profile.refine.summariser
     rows = summary_rows(summary_pairs(profile, seed), load_tokenizer(base), settings.prompt)
-    return fine_tune(base, rows, profile, out, seed, settings.epochs, on_step, settings.learning_rate)
+    sft = profile.sft.model_copy(update={"epochs": settings.epochs, "learning_rate": settings.learning_rate})
+    return fine_tune(base, rows, profile, sft, out, seed, Watchers(on_step))
 
 
 def open_summariser(model: Path, profile: Profile) -> Summariser:

@@ -1,0 +1,90 @@
+"""A model ready to be trained: through Unsloth or plain transformers, with or without a LoRA adapter, on a GPU or a CPU."""
+
+import os
+from pathlib import Path
+
+from ..errors import KitError
+from ..profile import SFT, Profile
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def load_for_training(model: Path, profile: Profile, settings: SFT, seed: int):
+    """Model and tokenizer, all weights trainable, or those of a fresh adapter (`settings.lora_rank`).
+
+    Raises:
+        KitError: Unsloth is asked for but cannot be imported.
+    """
+    if settings.backend == "unsloth":
+        return _through_unsloth(model, profile, settings, seed)
+    from ..agent.engines import load_model
+
+    loaded, tokenizer = load_model(model, profile.model.dtype)
+    if settings.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        loaded = get_peft_model(loaded, LoraConfig(**_lora(settings), task_type="CAUSAL_LM"))
+    return loaded, tokenizer
+
+
+def _through_unsloth(model: Path, profile: Profile, settings: SFT, seed: int):
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no network by default
+    try:
+        from unsloth import FastLanguageModel
+    except ImportError as error:
+        raise KitError(f"profile {profile.name} trains with Unsloth, which cannot be imported ({error}); run "
+                       "`make setup`, or set `backend: trl` under `sft` in the profile") from error
+    import torch
+
+    checkpointing = "unsloth" if saves_memory(profile) else False
+    loaded, tokenizer = FastLanguageModel.from_pretrained(
+        str(model), max_seq_length=profile.limits.max_context_tokens, dtype=getattr(torch, profile.model.dtype),
+        load_in_4bit=False, full_finetuning=settings.lora_rank == 0, use_gradient_checkpointing=checkpointing)
+    if settings.lora_rank:
+        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(settings), random_state=seed,
+                                                  use_gradient_checkpointing=checkpointing)
+    return loaded, tokenizer
+
+
+def saves_memory(profile: Profile) -> bool:
+    """Gradient checkpointing computes activations twice to store fewer: worth it on a GPU, a third slower on a CPU."""
+    return profile.machine.gpu_memory_gb > 0
+
+
+def without_triton(trainer: type) -> type:
+    """A subclass of TRL's `SFTTrainer` with transformers' own loss: TRL 1.15's fused head needs triton, which no CPU has."""
+    from transformers import Trainer
+
+    class PlainLoss(trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+
+    return PlainLoss
+
+
+def in_length_groups(trainer: type) -> type:
+    """A subclass that batches rows of like length, in an order that seed and epoch alone decide.
+
+    transformers' own `group_by_length` draws from the global random stream: measuring in between, or resuming in the midst of
+    an epoch, would change the order, and skip some rows and repeat others.
+    """
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class Grouped(LengthGroupedSampler):
+        def set_epoch(self, epoch: int) -> None:
+            self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+
+    class InLengthGroups(trainer):
+        def _get_train_sampler(self, train_dataset=None):
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            sampler = Grouped(self.args.train_batch_size, lengths=lengths)
+            sampler.seed = self.args.seed
+            sampler.set_epoch(0)
+            return sampler
+
+    return InLengthGroups
+
+
+def _lora(settings: SFT) -> dict:
+    return {"r": settings.lora_rank, "lora_alpha": settings.lora_rank, "lora_dropout": 0.0, "target_modules": LINEAR_LAYERS}

@@ -1,0 +1,153 @@
+"""What can be merged: complete safetensors of one shape, one tokenizer, finite weights. Checked before anything is merged."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import KitError
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def check_inputs(models: Sequence[Path]) -> None:
+    """Refuse what mergekit would stop at half way, or merge without a word.
+
+    Raises:
+        KitError: a folder that is no model, a missing or broken shard, pickled weights, an adapter, another architecture,
+            shape or tokenizer than the first model's, a NaN or an infinity; the model and the tensor are named.
+    """
+    first = models[0]
+    for model in models:
+        _check_folder(model)
+    shapes = {model: _shapes(model) for model in models}
+    for model in models[1:]:
+        _same_architecture(first, model)
+        _same_shapes(first, model, shapes[first], shapes[model])
+        _same_tokenizer(first, model)
+    for model in models:
+        _finite(model)
+
+
+def _check_folder(model: Path) -> None:
+    from ..artefacts import CHECKSUMS, verify_checkpoint
+
+    if (model / "adapter_config.json").is_file() and not (model / "config.json").is_file():
+        raise KitError(f"cannot merge {model}: it is an adapter; merge it into its base model first")
+    if not (model / "config.json").is_file():
+        raise KitError(f"cannot merge: no model in {model}")
+    for shard in _shards(model):
+        if not shard.is_file():
+            raise KitError(f"cannot merge {model}: the shard {shard.name} is missing")
+    if (model / CHECKSUMS).is_file():
+        verify_checkpoint(model)
+
+
+def _shards(model: Path) -> list[Path]:
+    if (model / INDEX).is_file():
+        names = json.loads((model / INDEX).read_text())["weight_map"].values()
+        return [model / name for name in sorted(set(names))]
+    if not (model / WHOLE).is_file() and any(model.glob("*.bin")):
+        raise KitError(f"cannot merge {model}: its weights are pickled, which can run any code; save them as safetensors")
+    return [model / WHOLE]
+
+
+def _open(shard: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(shard, "pt")
+    except SafetensorError as error:
+        raise KitError(f"cannot merge: {shard} is broken ({error})") from error
+
+
+def dtype_of(model: Path) -> str:
+    """In which type a model's weights are stored.
+
+    Raises:
+        KitError: no model there, a missing or broken shard, or a type that is none of float32, bfloat16 and float16.
+    """
+    _check_folder(model)
+    with _open(_shards(model)[0]) as file:
+        stored = file.get_slice(next(iter(file.keys()))).get_dtype()
+    if stored not in DTYPES:
+        raise KitError(f"cannot merge {model}: its weights are stored as {stored}; save them as {' or '.join(DTYPES.values())}")
+    return DTYPES[stored]
+
+
+def _shapes(model: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, read from the headers alone."""
+    found = {}
+    for shard in _shards(model):
+        with _open(shard) as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def _same_architecture(first: Path, other: Path) -> None:
+    one, two = (json.loads((m / "config.json").read_text()).get("architectures") for m in (first, other))
+    if one != two:
+        raise KitError(f"cannot merge {other}: its architecture is {_names(two)}, that of {first} is {_names(one)}")
+
+
+def _names(architectures: list[str] | None) -> str:
+    return ", ".join(architectures or ["not told"])
+
+
+def _same_shapes(first: Path, other: Path, one: dict, two: dict) -> None:
+    for name in one.keys() ^ two.keys():
+        has, lacks = (first, other) if name in one else (other, first)
+        raise KitError(f"cannot merge: {has} has a tensor {name}, {lacks} has none")
+    for name, shape in one.items():
+        if two[name] != shape:
+            raise KitError(f"cannot merge {other}: its {name} has the shape {list(two[name])}, that of {first} {list(shape)}")
+
+
+def _same_tokenizer(first: Path, other: Path) -> None:
+    """Row i of the embeddings must mean the same token in both."""
+    from ..agent.engines.loading import quiet_libraries
+
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    def vocabulary(model: Path) -> dict[str, int]:
+        try:
+            return AutoTokenizer.from_pretrained(model, local_files_only=True).get_vocab()
+        except (OSError, ValueError) as error:
+            raise KitError(f"cannot merge {model}: its tokenizer cannot be read") from error
+
+    one, two = vocabulary(first), vocabulary(other)
+    if one != two:
+        token = min(token for token, _ in one.items() ^ two.items())
+        raise KitError(f"cannot merge {other}: its tokenizer differs from that of {first}, in the token {token!r} for one")
+
+
+def _finite(model: Path) -> None:
+    for shard in _shards(model):
+        with _open(shard) as file:
+            for name in file.keys():  # noqa: SIM118
+                if not file.get_tensor(name).isfinite().all():
+                    raise KitError(f"cannot merge {model}: {name} holds a number that is NaN or infinite")
+
+
+def mean_change(base: Path, tuned: Path) -> float:
+    """Mean absolute difference between two models' weights, of all their tensors; read one tensor at a time.
+
+    Raises:
+        KitError: as `check_inputs`.
+    """
+    check_inputs([base, tuned])
+    before = {name: shard for shard in _shards(base) for name in _names_in(shard)}
+    total, count = 0.0, 0
+    for shard in _shards(tuned):
+        with _open(shard) as file:
+            for name in file.keys():  # noqa: SIM118
+                with _open(before[name]) as other:
+                    change = (file.get_tensor(name).float() - other.get_tensor(name).float()).abs()
+                total, count = total + change.sum().item(), count + change.numel()
+    return total / count
+
+
+def _names_in(shard: Path) -> list[str]:
+    with _open(shard) as file:
+        return list(file.keys())
