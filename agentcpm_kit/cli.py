@@ -86,7 +86,7 @@ def report(profile: Profile = "micro", out: Out = None) -> None:
 def merge(models: Annotated[list[Path], typer.Argument(help="folders of the models to merge")],
           method: Annotated[str, typer.Option("--method", help="one of mergekit's: linear, slerp, ties, della, ...")],
           out: Annotated[Path, typer.Option("--out", help="folder for the merged model")],
-          weights: Annotated[str, typer.Option("--weights", help="one for each, meant as it stands: 0.6,0.4")] = "",
+          weights: Annotated[str, typer.Option("--weights", help="one for each model, such as 0.6,0.4")] = "",
           base: Annotated[Path | None, typer.Option("--base", help="the model that the others were trained from")] = None,
           density: Annotated[float | None, typer.Option("--density", help="share of a difference's entries that is kept")] = None,
           settings: Annotated[list[str] | None, typer.Option("--set", help="another parameter of the method, name=value; "

@@ -146,8 +146,8 @@ class Merge(Section):
     final_tasks: int
     lora_rank: int = 32  # the baselines beside the merges: an adapter that is scaled down,
     lora_learning_rate: float = 1e-3
-    kl: float = 1.0  # a loss that holds the model near its base,
-    replay: float = 0.1  # and a share of records exchanged for the base's own answers
+    kl: list[float] = [1.0]  # a loss that holds the model near its base, by its weights,
+    replay: list[float] = [0.1]  # and shares of records exchanged for the base's own answers
 
 
 class Noise(Section):

@@ -46,6 +46,9 @@ def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
     notebook = json.loads(notebooks()[name].read_text())
     settings = profile.model_dump(exclude={"model": {"served", "vllm_memory"}})  # where a model is served changes nothing
     digest = hashlib.sha256(json.dumps([settings, seed, params], sort_keys=True).encode())
+    for value in params.values():
+        if isinstance(value, str) and value and (repo_root() / value).is_file():  # a reader's own data
+            digest.update((repo_root() / value).read_bytes())
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             digest.update("".join(cell["source"]).encode())
@@ -122,6 +125,14 @@ class Stage:
     def rows(self, kind: str | None = None) -> list[dict]:
         return [r for r in read_jsonl(self.folder / "rows.jsonl") if kind in (None, r["kind"])]
 
+    def curve(self, name: str) -> list[dict]:
+        """The points of one curve that the tracker logged, by step: a resumed run logs some again, and the last one counts."""
+        return _curve(self.folder, name)
+
+    def curve_of(self, stage: str, name: str) -> list[dict]:
+        """The same of an earlier stage of this run; [] where it was not run."""
+        return _curve(stage_folder(self.profile.name, self.seed, stage), name)
+
     def metric(self, name: str, value: float, n: int, ci_low: float | None = None, ci_high: float | None = None,
                unit: str = "") -> None:
         """Record a metric for metrics.json; intervals are 95%, null where there is none.
@@ -193,6 +204,18 @@ class Stage:
         print(f"{name}: {origin}")
         return path
 
+    def parameters_of(self, stage: str) -> dict:
+        """With which notebook parameters an earlier stage of this run was made.
+
+        Raises:
+            KitError: it was not run; a shipped checkpoint does not tell.
+        """
+        earlier = stage_folder(self.profile.name, self.seed, stage)
+        if not (earlier / "DONE").is_file():
+            raise KitError(f"this needs stage {stage} of the same run; run `agentcpm-kit run --profile {self.profile.name} "
+                           f"--seed {self.seed} --stages {stage[:2]}` first")
+        return json.loads((earlier / "config.json").read_text())["parameters"]
+
     @property
     def _is_micro(self) -> bool:
         """The kit ships checkpoints of micro-qwen3 alone; they must not stand in for another model's."""
@@ -219,6 +242,11 @@ class Stage:
             self.tracker.finish(self.metrics)
         if not os.environ.get(RUNNER_VARIABLE):
             write_atomic(self.folder / "DONE", self.hash + "\n")
+
+
+def _curve(folder: Path, name: str) -> list[dict]:
+    points = {row["step"]: row for row in read_jsonl(folder / "rows.jsonl") if row["kind"] == "step" and row["curve"] == name}
+    return [points[step] for step in sorted(points)]
 
 
 def metrics_or_reference(profile: str, seed: int) -> tuple[dict[str, dict], dict[str, str]]:

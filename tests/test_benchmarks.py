@@ -108,3 +108,20 @@ def test_summariser_trains_measures_and_keeps_what_it_trained(monkeypatch, tmp_p
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["training"] is None and again["finetuned"] == first["finetuned"]
     assert all(row["held"]["value"] >= row["exact"]["value"] for name in ("base", "finetuned") for row in first[name])
+
+
+def test_sft_is_killed_and_resumed(monkeypatch, tmp_path):
+    import sft
+
+    monkeypatch.setattr(sft, "LIMIT_S", 10_000)  # tests assert no speed
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--profile", "smoke", "--records", "48", "--out", str(tmp_path / "sft.json")])
+    assert sft.main() == 0
+    result = json.loads((tmp_path / "sft.json").read_text())
+    assert result["unbroken"]["steps"] == result["resumed"]["steps"] == 3 and result["relative_difference"] <= 0.01
+
+
+def test_a_training_that_fails_is_told(monkeypatch):
+    import sft
+
+    with pytest.raises(SystemExit, match="ended without a result"):
+        sft.run(["--profile", "nonsense"])

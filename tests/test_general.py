@@ -14,7 +14,16 @@ from agentcpm_kit.micro.skills import SKILLS, Item
 def test_micro_items_are_fixed_balanced_and_drawn_by_the_kit():
     items = load_items()
     assert len(items) >= 500 and {i.skill for i in items} == set(SKILLS)
-    assert items == micro_items() and len(load_items(12)) == 12
+    assert items == list(dict.fromkeys(micro_items())) and len(load_items(12)) == 12
+
+
+@pytest.mark.parametrize("suite", ["micro", "small"])
+def test_halves_share_no_question_and_are_alike_in_every_skill(suite):
+    items = load_items(suite=suite)
+    first, second = general.halves(items)
+    assert {*first, *second} == set(items) and {i.prompt for i in first}.isdisjoint(i.prompt for i in second)
+    for skill in {i.skill for i in items}:
+        assert abs(sum(i.skill == skill for i in first) - sum(i.skill == skill for i in second)) <= 1
 
 
 def test_small_items_hold_three_kinds():
@@ -39,7 +48,8 @@ def test_changed_files_are_refused(tmp_path, monkeypatch, name):
     ("facts", "Paris", "The capital of France is Paris.", True), ("facts", "Paris", "paris", True),
     ("facts", "Paris", "It is Parisian.", False), ("facts", "Paris", "Rome.\nNo, Paris.", False),
     ("facts", "Au", "The symbol is Australia", False), ("facts", "H2O", "Water is H2O.", True), ("facts", "Paris", "", False),
-    ("arithmetic", "12", "7 plus 5 is 12.", True), ("arithmetic", "12", "It is 112.", False), ("arithmetic", "12", "12", True),
+    ("arithmetic", "12", "7 plus 5 is 12.", True), ("arithmetic", "5", "5 times 1 is 6.", False),
+    ("arithmetic", "12", "It is 112.", False), ("arithmetic", "12", "12", True),
     ("arithmetic", "1000", "That makes 1,000.", True),
     ("format", "lemon", "Lemon.", True), ("format", "lemon", "Here it is: lemon", False), ("format", "lemon", '"lemon"', True)])
 def test_a_language_models_sentences_are_read(skill, answer, said, right):
@@ -65,7 +75,7 @@ def test_prose_is_measured_passage_by_passage(smoke, tiny_model, tokenizer, tmp_
 
 def test_replay_asks_nothing_that_is_measured_where_there_is_a_choice(smoke):
     prompts = replay_prompts(smoke, 60, 0)
-    asked = {i.prompt for i in load_items() if i.skill not in ("arithmetic", "facts")}
+    asked = {i.prompt for i in load_items()}
     assert len(prompts) == 60 and asked.isdisjoint(prompts)
     small = smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"general_suite": "small"})})
     prompts = replay_prompts(small, 50, 0)

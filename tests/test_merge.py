@@ -193,7 +193,7 @@ def make_adapter(model):
     (spoil_shape, "down_proj.* has the shape"), (spoil_tensor_names, "has a tensor model.extra"),
     (spoil_nan, "model.norm.weight holds a number that is NaN"), (spoil_file, "is broken"),
     (spoil_shards, "the shard model-00002-of-00002.safetensors is missing"), (spoil_tokenizer, "tokenizer differs"),
-    (spoil_architecture, "its architecture is LlamaForCausalLM"), (pickle_weights, "pickled"), (make_adapter, "it is an adapter"),
+    (spoil_architecture, "architectures is .'LlamaForCausalLM'"), (pickle_weights, "pickled"), (make_adapter, "it is an adapter"),
     (shutil.rmtree, "no model in")])
 def test_bad_models_are_refused_by_name_before_anything_is_merged(models, tmp_path, spoil, message, monkeypatch):
     import mergekit.merge
@@ -212,12 +212,58 @@ def test_a_corrupt_checkpoint_is_refused(models, tmp_path):
         merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
 
 
-def test_what_is_not_a_merge_is_not_overwritten(models, tmp_path):
+def spoil_heads(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+
+
+def spoil_config(model):
+    (model / "config.json").write_text("{")
+
+
+def spoil_rules(model):
+    rules = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+
+
+@pytest.mark.parametrize("spoil, message", [(spoil_heads, "num_attention_heads is 4"), (spoil_config, "config.json is not JSON"),
+                                            (spoil_rules, "cuts text by other rules")])
+def test_models_of_one_shape_that_compute_differently_are_refused(models, tmp_path, spoil, message):
+    (models[1] / "SHA256SUMS").unlink()
+    spoil(models[1])
+    with pytest.raises(KitError, match=message):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["chapter1.txt", "mergekit.yaml"])
+def test_what_is_not_a_merge_is_not_overwritten(models, tmp_path, name):
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/chapter1.txt").write_text("precious")
+    (tmp_path / "thesis" / name).write_text("precious")
     with pytest.raises(KitError, match="choose another folder"):
         merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "thesis")
-    assert (tmp_path / "thesis/chapter1.txt").read_text() == "precious"
+    with pytest.raises(KitError, match="choose another folder"):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "thesis" / name)
+    assert (tmp_path / "thesis" / name).read_text() == "precious"
+
+
+def test_a_merge_is_made_again_but_not_over_its_inputs_or_additions(models, tmp_path):
+    config = base_and_tuned("linear", models[0], [models[1]], 0.5)
+    out = merge(config, merge(config, tmp_path / "out"))
+    for place in (models[1], models[0] / "inside", tmp_path):
+        with pytest.raises(KitError, match="that is to be merged"):
+            merge(config, place)
+    with pytest.raises(KitError, match="that is to be merged"):
+        merge(base_and_tuned("linear", models[0], [out], 0.5), out)
+    (out / "notes.txt").write_text("precious")
+    with pytest.raises(KitError, match="no merge that can be made again"):
+        merge(config, out)
+
+
+def test_weights_that_add_up_to_nothing_are_refused(models):
+    with pytest.raises(KitError, match="no finite weights"):
+        merge_config("linear", models[:2], weights=[1.0, -1.0])
+    with pytest.raises(KitError, match="density lies"):
+        merge_config("ties", models[1:2], models[0], [1.0], density=[{"filter": "mlp", "value": 1.5}, {"value": 1.0}])
 
 
 def test_shares_and_names_are_checked(models):

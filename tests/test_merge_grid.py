@@ -13,7 +13,6 @@ from agentcpm_kit.train.merge_grid import (
     candidate_config,
     part_candidates,
     rank,
-    recovered,
     whole_model_candidates,
     without_part,
 )
@@ -93,8 +92,3 @@ def test_the_choice_keeps_enough_success_and_then_remembers_most():
             (("sft", 0.8, 0.1), ("best", 0.77, 0.6), ("weak", 0.75, 0.9), ("dull", 0.79, 0.5))]
     assert [r["name"] for r in rank(rows, 0.8, 0.95)] == ["best", "dull", "sft", "weak"]
     assert rank(rows, 0.9, 0.95)[0]["name"] == "sft"  # none keeps enough: the best agent
-
-
-def test_recovered_share_by_hand():
-    assert recovered(0.9, 0.7, 1.0) == pytest.approx(2 / 3)
-    assert recovered(0.9, 0.9, 0.9) == 0.0

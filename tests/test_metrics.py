@@ -59,3 +59,16 @@ def test_paired_difference_needs_pairs():
 
 def test_mean_pass_at_k_averages_over_tasks():
     assert mean_pass_at_k([0, 4], 4, 1).value == 0.5
+
+
+def test_paired_ratio_by_hand_and_its_interval():
+    from agentcpm_kit.evaluate.metrics import paired_ratio
+
+    part, whole = [1, 1, 0, 0] * 50, [1, 1, 1, 0] * 50
+    found = paired_ratio(part, whole)
+    assert found.value == pytest.approx(2 / 3) and found.n == 200
+    assert found.ci_low < 2 / 3 < found.ci_high and found.ci_high - found.ci_low < 0.2
+    assert paired_ratio(part, whole) == found  # seeded
+    assert paired_ratio([0, 1], [0, 0]).value == 0.0
+    with pytest.raises(ValueError, match="cannot pair"):
+        paired_ratio([1], [1, 0])

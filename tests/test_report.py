@@ -23,11 +23,32 @@ def test_all_above_zero(metrics, verdict):
     assert all_above_zero(metrics) == verdict
 
 
-@pytest.mark.parametrize("regained,change,verdict", [
-    (metric(0.2, 0.1, 0.3), metric(-0.02, -0.1, 0.1), "reproduced"), (metric(0.2, 0.1, 0.3), metric(-0.2, -0.3, -0.1), "partly"),
-    (metric(0.0, -0.1, 0.1), metric(0.0, -0.1, 0.1), "not reproduced")])
-def test_merge_rule(regained, change, verdict):
-    assert merge([regained, change]) == verdict
+@pytest.mark.parametrize("regained, recovered, kept, verdict", [
+    (metric(0.2, 0.1, 0.3), 0.7, 0.95, "reproduced"), (metric(0.2, 0.1, 0.3), 0.69, 0.99, "partly"),
+    (metric(0.2, 0.1, 0.3), 0.9, 0.94, "partly"), (metric(0.1, -0.1, 0.3), 0.9, 1.0, "not reproduced")])
+def test_merge_rule(regained, recovered, kept, verdict):
+    assert merge([regained, metric(recovered, None, None), metric(kept, None, None)]) == verdict
+
+
+def write_metrics(folder, **values):
+    folder.mkdir(parents=True)
+    rows = {n: {"value": v, "n": 200, "ci_low": v - 0.1, "ci_high": v + 0.1, "unit": "share"} for n, v in values.items()}
+    (folder / "metrics.json").write_text(json.dumps(rows))
+
+
+def test_metrics_over_seeds_by_hand(tmp_path):
+    from agentcpm_kit.report.claims import metric_text
+    from agentcpm_kit.report.results import finished_stages, over_seeds
+
+    for seed, value in enumerate((0.1, 0.2, 0.3)):
+        write_metrics(tmp_path / f"seed{seed}/05_merge", both=value)
+    write_metrics(tmp_path / "seed0/07_rl", alone=0.5)
+    found = over_seeds(finished_stages(tmp_path))
+    both = found["05_merge"]["both"]
+    assert (both["value"], both["n"]) == (pytest.approx(0.2), 3)
+    assert both["ci_high"] - 0.2 == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-3)  # Student's t with 2 degrees of freedom
+    assert metric_text(both) == "0.20 [-0.05, 0.45], n=3 seeds"
+    assert metric_text(found["07_rl"]["alone"]) == "0.50 [0.40, 0.60], n=200"
 
 
 def test_claims_without_results_are_not_attempted():

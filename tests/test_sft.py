@@ -18,7 +18,7 @@ from agentcpm_kit.evaluate.runner import answer_items
 from agentcpm_kit.profile import load_profile, repo_root
 from agentcpm_kit.train import sft
 from agentcpm_kit.train.data import IGNORED, keep_good, oracle_trajectories, training_rows, training_tasks
-from agentcpm_kit.train.retention import replay_rows, with_replay
+from agentcpm_kit.train.retention import distance, replay_rows, with_replay
 from agentcpm_kit.train.sft import Watchers, fine_tune
 
 PROFILE = load_profile("smoke")
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(rows,
         return trainer
     monkeypatch.setattr(sft, "_trainer", poisoned)
     kept = step - 1
-    with pytest.raises(KitError, match=rf"loss is nan at step {step + 1} of 6; lower .*checkpoint-{kept}$"):
+    with pytest.raises(KitError, match=rf"loss is nan at step {step + 1} of 6; lower .*checkpoint-{kept};"):
         fine_tune(micro_base, rows, PROFILE, settings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     left = load_file(tmp_path / f"out-trainer/checkpoint-{kept}/model.safetensors")
@@ -188,6 +188,25 @@ def test_killed_half_way_and_resumed_it_ends_where_an_unbroken_run_does(tmp_path
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_a_checkpoint_that_a_kill_tore_is_passed_over(rows, micro_base, tmp_path):
+    whole = fine_tune(micro_base, rows, PROFILE, settings(), tmp_path / "out")
+    work = tmp_path / "out-trainer"
+    assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+    state = work / "checkpoint-6/trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    (work / "checkpoint-7").mkdir()
+    assert fine_tune(micro_base, rows, PROFILE, settings(), tmp_path / "out") == whole
+    assert not (work / "checkpoint-7").exists()
+
+
+def test_work_of_other_settings_or_rows_is_not_taken_up(rows, micro_base, tmp_path):
+    fine_tune(micro_base, rows, PROFILE, settings(), tmp_path / "out")
+    for kind, changed in ((settings(learning_rate=1e-4), rows), (settings(), rows[:40])):
+        steps = []
+        fine_tune(micro_base, changed, PROFILE, kind, tmp_path / "out", 0, Watchers(lambda step, n, log, s=steps: s.append(step)))
+        assert steps[0] == 1
+
+
 def test_replay_teaches_what_the_base_says(micro_base, tokenizer):
     prompts = [item.prompt for item in load_items(6)]
     for row, item in zip(replay_rows(micro_base, prompts, PROFILE, 16), load_items(6), strict=True):
@@ -201,18 +220,24 @@ def test_replay_takes_the_place_of_records():
     assert len(mixed) == 10 and [i for i, row in enumerate(mixed) if "replay" in row] == [0, 5]
 
 
+def test_the_distance_is_about_the_next_token():
+    """Width 3: the last is learned, so only what position 0 says about position 1 counts."""
+    p, q = torch.tensor([[[0.0, 0.0], [9.0, 0.0], [9.0, 9.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 9.0], [0.0, 9.0]]])
+    labels, mask = torch.tensor([[IGNORED, IGNORED, 1]]), torch.ones(1, 3)
+    by_hand = sum(0.5 * (math.log(0.5) - math.log(x)) for x in (math.e / (1 + math.e), 1 / (1 + math.e)))
+    assert distance(p, q, labels, mask).item() == pytest.approx(by_hand, rel=1e-5)
+
+
 def test_the_anchor_holds_the_model_near_its_base(rows, micro_base, tmp_path):
     """More weight, less distance; the loss it adds is that of the tokens that are not learned."""
     base = load_model(micro_base)[0]
     ids, labels = torch.tensor([rows[0]["input_ids"]]), torch.tensor([rows[0]["labels"]])
-    given = (labels == IGNORED)[0]
     distances = []
     for kl in (0.0, 50.0):
         fine_tune(micro_base, rows, PROFILE, settings(kl=kl, epochs=3), tmp_path / str(kl))
         tuned = load_model(tmp_path / str(kl))[0]
         with torch.no_grad():
-            p, q = (m(ids).logits[0][given].log_softmax(-1) for m in (base, tuned))
-        distances.append((p.exp() * (p - q)).sum(-1).mean().item())
+            distances.append(distance(base(ids).logits, tuned(ids).logits, labels, torch.ones_like(ids)).item())
     assert distances[1] < 0.7 * distances[0], distances
 
 

@@ -134,7 +134,7 @@ def test_the_card_tells_counts_filters_and_hashes(found, tasks, smoke, micro_bas
     assert "| oracle | 6 | 6 | 0 |" in card.text and "| rejection | 6 | 4 | 2 |" in card.text
     assert f"- `wrong`: {FILTERS['wrong']}" in card.text and "turn_limit" not in card.text
     assert file_sha256(folder / FILE) in card.text and file_sha256(micro_base / "model.safetensors") in card.text
-    assert "1: 2, 2: 2, 3: 2" in card.text
+    assert "Records by number of hops: 1: " in card.text and "worlds, 6 of" not in card.text
 
 
 def test_every_reason_to_drop_has_its_why(found):

@@ -16,18 +16,25 @@ from ..profile import Profile, repo_root
 from .metrics import Estimate, rate
 
 FOLDER = "data/general"
+FIXED = 800  # sums and forms that were candidates for small.jsonl
 SHA256 = {"micro.jsonl": "f4cf2423b5c3aeaedcf312e1bf8559a6eeaf77756239552d5c626674e2885d9d",
-          "small.jsonl": "a26fdb7f6a250a2559a90b9a1972e85ca8786ab73000d99876ee5a399143c580",
+          "small.jsonl": "74a1a75981c72903b207bc21bab6f8827c35d602f79e4f169a91da9ce5339d6a",
           "prose.jsonl": "d2a132bc6c88072950d43d3a36c18445e12efcc0bb071aa4a40cee3c056b25f5"}
 
 
 def load_items(count: int | None = None, suite: str = "micro") -> list[Item]:
-    """The first `count` fixed items of a suite (all of them by default), its skills in turn.
+    """The first `count` fixed items of a suite (all of them by default), its skills in turn; each question once.
 
     Raises:
         KitError: the file is not the one that the kit ships.
     """
-    return [Item(**row) for row in _rows(f"{suite}.jsonl")[:count]]
+    return list(dict.fromkeys(Item(**row) for row in _rows(f"{suite}.jsonl")))[:count]
+
+
+def halves(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Two halves without a common question, equal in every skill: one to choose by, one to report on."""
+    by_kind = [[item for item in items if item.skill == skill] for skill in dict.fromkeys(item.skill for item in items)]
+    return [item for kind in by_kind for item in kind[::2]], [item for kind in by_kind for item in kind[1::2]]
 
 
 def load_prose() -> list[str]:
@@ -61,7 +68,8 @@ def is_right(item: Item, said: str, suite: str) -> bool:
     """Whether what was `said` answers an item, judged as its suite is.
 
     micro: word for word. small: format items but for case and marks at the ends, lines after the last wanted one left out;
-    the others if the answer stands in the first line as a word of its own, since a language model answers in sentences.
+    sums by the last number of the first line; facts if the answer stands in the first line as a word of its own, since a
+    language model answers in sentences.
     """
     if suite == "micro":
         return said == item.answer
@@ -69,6 +77,8 @@ def is_right(item: Item, said: str, suite: str) -> bool:
     said = "\n".join(said.strip().lower().splitlines()[: wanted.count("\n") + 1])
     if item.skill == "format":
         return said.strip(" .\"'") == wanted
+    if item.skill == "arithmetic":  # the question's own numbers may be repeated before
+        return re.findall(r"\d+", said.replace(",", ""))[-1:] == [wanted]
     return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said.replace(",", "")) is not None
 
 
@@ -94,13 +104,16 @@ def prose_loss(model: Path, profile: Profile) -> list[float]:
 
 
 def replay_prompts(profile: Profile, count: int, seed: int) -> list[str]:
-    """`count` prompts of the suite's kinds that none of its items asks, where a kind has others to offer."""
-    suite = profile.evaluation.general_suite
-    if suite == "micro":
-        asked = frozenset(item.prompt for item in load_items())
-        return [item.prompt for item in draw_items(count, f"replay {seed}", asked)]
-    from .general_small import candidates
+    """`count` prompts of the suite's kinds, none of which is an item or was a candidate for one.
 
-    asked = {item.prompt for item in load_items(suite=suite)}
-    prompts = [item.prompt for item in candidates(f"replay {seed}", 4 * count) if item.prompt not in asked]
-    return list(dict.fromkeys(prompts))[:count]
+    Sums and facts are few, and all of them are: replay has none of these.
+    """
+    if profile.evaluation.general_suite == "micro":
+        asked, drawn = load_items(), draw_items(4 * count, f"replay {seed}")
+    else:
+        from .general_small import candidates
+
+        asked, drawn = [*load_items(suite="small"), *candidates("fixed", FIXED)], candidates(f"replay {seed}", 8 * count)
+    taken = {item.prompt for item in asked}
+    closed = ("arithmetic", "facts")
+    return list(dict.fromkeys(i.prompt for i in drawn if i.prompt not in taken and i.skill not in closed))[:count]

@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from ..micro.skills import COLOURS, HABITATS, Item
 from ..profile import load_profile, repo_root
-from .general import FOLDER, is_right, write_items
+from .general import FIXED, FOLDER, is_right, write_items
 
 WORDS = sorted({*COLOURS, *HABITATS})
 OPERATIONS = {"plus": lambda a, b: a + b, "minus": lambda a, b: a - b, "times": lambda a, b: a * b}
@@ -49,7 +49,7 @@ def main() -> None:
     from .runner import answer_items
 
     profile = load_profile("small")
-    items = list({item.prompt: item for item in [*facts(), *candidates("fixed", 800)]}.values())
+    items = list({item.prompt: item for item in [*facts(), *candidates("fixed", FIXED)]}.values())
     with open_engine(repo_root() / profile.model.base, profile, temperature=0.0) as engine:
         said = answer_items(engine, items, profile.evaluation.general_tokens)
     good = [item for item, text in zip(items, said, strict=True) if is_right(item, text, "small")]

@@ -55,6 +55,24 @@ def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estima
     return mean(np.asarray(after, dtype=float) - np.asarray(before, dtype=float))
 
 
+def paired_ratio(part: Sequence[float], whole: Sequence[float], resamples: int = 2000) -> Estimate:
+    """Mean of `part` over mean of `whole`, of the same tasks in the same order: what share of it is there?
+
+    The interval is a percentile bootstrap over tasks, seeded. Where the whole is nothing, the share is 0 and its interval
+    unknown (nan).
+    """
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    if part.shape != whole.shape or part.size == 0:
+        raise ValueError(f"cannot pair {part.size} values with {whole.size}")
+    if whole.mean() <= 0:
+        return Estimate(0.0, part.size, math.nan, math.nan)
+    drawn = np.random.default_rng(0).integers(part.size, size=(resamples, part.size))
+    means = whole[drawn].mean(1)
+    ratios = part[drawn].mean(1)[means > 0] / means[means > 0]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Estimate(float(part.mean() / whole.mean()), part.size, float(low), float(high))
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Chance that at least one of k runs, drawn from n of which c are correct, is correct.
 

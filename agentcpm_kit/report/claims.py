@@ -1,8 +1,8 @@
 """Verdicts on the paper's claims, computed by rule from metrics.json. Nobody writes a verdict by hand.
 
 `all_above_zero`: every metric's 95% interval lies above 0 -> reproduced; every value above 0, or some interval
-above 0 -> partly; else not reproduced. `merge`: general ability regained (interval above 0), and agent success not
-lower by more than `KEPT` -> reproduced; only the first -> partly.
+above 0 -> partly; else not reproduced. `merge`: general ability is regained (interval above 0), at least `RECOVERED` of
+what was lost, and at least `KEPT` of SFT's agent success stays -> reproduced; only the first -> partly.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import yaml
 
 from ..profile import repo_root
 
-KEPT = 0.05  # points of success (of 1) that a merge may cost; our assumption
+RECOVERED, KEPT = 0.70, 0.95  # fixed before any merge was measured by them; our assumption
 VERDICTS = ("reproduced", "partly", "not reproduced", "not attempted")
 
 
@@ -31,10 +31,10 @@ def all_above_zero(metrics: list[dict]) -> str:
 
 
 def merge(metrics: list[dict]) -> str:
-    regained, change = metrics
+    regained, recovered, kept = metrics
     if not _surely_positive(regained):
         return "not reproduced"
-    return "reproduced" if change["value"] >= -KEPT else "partly"
+    return "reproduced" if recovered["value"] >= RECOVERED and kept["value"] >= KEPT else "partly"
 
 
 RULES: dict[str, Callable[[list[dict]], str]] = {"all_above_zero": all_above_zero, "merge": merge}
@@ -53,8 +53,8 @@ def judge_claims(load: Callable[[str], dict]) -> list[dict]:
 
 
 def metric_text(metric: dict) -> str:
-    """`0.12 [0.08, 0.16], n=200`; shares with two decimals."""
+    """`0.12 [0.08, 0.16], n=200`, or `n=5 seeds`; shares with two decimals."""
     value = f"{metric['value']:.2f}"
     if metric["ci_low"] is not None and metric["ci_high"] is not None:
         value += f" [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"
-    return f"{value}, n={metric['n']}"
+    return f"{value}, n={metric['n']}{' seeds' if metric.get('over') == 'seeds' else ''}"

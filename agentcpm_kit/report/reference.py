@@ -18,7 +18,7 @@ from ..files import read_jsonl, write_atomic
 from ..profile import repo_root, results_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .results import finished_stages
+from .results import finished_stages, over_seeds
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
 SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
@@ -96,16 +96,30 @@ def _clean(output):
     return output
 
 
-def claims_table(profile: str, seed: str = "seed0") -> str:
-    """Markdown table of the committed reference run."""
-    folder = reference_folder(profile)
-    metrics = {s.name: s.metrics for s in finished_stages(folder) if s.seed == seed}
+def claims_table(profile: str) -> str:
+    """Markdown table of the committed reference runs: over seeds, where several were kept."""
+    metrics = over_seeds(finished_stages(reference_folder(profile)))
     lines = ["| claim of the paper | reported | measured on micro: value [95% interval], n | verdict |",
              "| --- | --- | --- | --- |"]
     for claim in judge_claims(lambda name: metrics.get(name, {})):
         measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
         lines.append(f"| {claim['claim']} | {claim['paper']} | {measured or '-'} | **{claim['verdict']}** |")
     return "\n".join(lines)
+
+
+def merging_table(profile: str) -> str:
+    """Markdown table of SFT and merging on test worlds, a row per seed and their mean."""
+    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
+    columns = {"sft_success": "SFT: tasks solved", "sft_general": "general ability", "merge_success": "merge: tasks solved",
+               "merge_general": "general ability", "recovered_share": "of the loss recovered", "kept_share": "of success kept"}
+    lines = [f"| seed | {' | '.join(columns.values())} | chosen on validation worlds |", "| --- " * (len(columns) + 2) + "|"]
+    for stage in stages:
+        chosen = next(r["candidate"] for r in read_jsonl(stage.folder / "rows.jsonl") if r["kind"] == "chosen")
+        lines.append(f"| {stage.seed.removeprefix('seed')} | " + " | ".join(f"{stage.metrics[c]['value']:.2f}" for c in columns)
+                     + f" | {chosen} |")
+    combined = over_seeds(stages)["05_merge"]
+    means = [f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in columns]
+    return "\n".join([*lines, f"| mean | {' | '.join(means)} | |"])
 
 
 def families_table(profile: str, seed: str = "seed0") -> str:
@@ -137,7 +151,8 @@ def rollouts_table(_profile: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"claims": claims_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
+TABLES = {"claims": claims_table, "merging": merging_table, "families": families_table, "costs": costs_table,
+          "rollouts": rollouts_table}
 
 
 def with_tables(text: str, profile: str) -> str:

@@ -1,8 +1,11 @@
 """Reads what runs wrote: the stages of results/<profile>/, per seed."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..evaluate.metrics import mean
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,24 @@ class StageResult:
     @property
     def figures(self) -> list[Path]:
         return sorted((self.folder / "figures").glob("*.png"))
+
+
+def over_seeds(stages: Iterable[StageResult]) -> dict[str, dict[str, dict]]:
+    """Stage -> metric -> mean over seeds with Student's 95% interval (``over``: "seeds"), where several seeds have it.
+
+    A metric that one seed alone has keeps its own interval, over tasks or items.
+    """
+    found: dict[str, dict[str, list[dict]]] = {}
+    for stage in stages:
+        for name, metric in stage.metrics.items():
+            found.setdefault(stage.name, {}).setdefault(name, []).append(metric)
+    return {stage: {name: _combined(each) for name, each in metrics.items()} for stage, metrics in found.items()}
+
+
+def _combined(metrics: list[dict]) -> dict:
+    if len(metrics) == 1:
+        return metrics[0]
+    return {**mean([m["value"] for m in metrics]).fields(), "unit": metrics[0]["unit"], "over": "seeds"}
 
 
 def finished_stages(profile_folder: Path) -> list[StageResult]:

@@ -4,17 +4,18 @@ import json
 from pathlib import Path
 
 from .claims import judge_claims, metric_text
-from .results import finished_stages
+from .results import finished_stages, over_seeds
 
 
 def print_summary(profile_folder: Path) -> None:
-    """Claims and verdicts of every seed, in the terminal."""
+    """Claims and verdicts of every seed, and over seeds where there are several, in the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     stages = finished_stages(profile_folder)
-    for seed in dict.fromkeys(s.seed for s in stages):
-        metrics = {s.name: s.metrics for s in stages if s.seed == seed}
+    seeds = {seed: [s for s in stages if s.seed == seed] for seed in dict.fromkeys(s.seed for s in stages)}
+    for seed, found in {**seeds, **({"over seeds": stages} if len(seeds) > 1 else {})}.items():
+        metrics = over_seeds(found)
         table = Table("claim", "measured here: value [95% interval], n", "verdict", title=f"{profile_folder.name}, {seed}")
         for claim in judge_claims(lambda name, known=metrics: known.get(name, {})):
             measured = "\n".join(f"{name}: {metric_text(m)}" for name, m in claim["metrics"].items())

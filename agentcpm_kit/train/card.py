@@ -39,7 +39,7 @@ What a filter drops, the first that holds counts:
 | --- | --- | --- | --- |
 {% for row in sizes %}| {{ row | join(' | ') }} |
 {% endfor %}
-Questions by number of hops, of the oracle's records: {{ hops }}.
+Records by number of hops: {{ hops }}.
 
 ## Format
 
@@ -64,7 +64,7 @@ def dataset_card(profile: Profile, seed: int, base: Path, sources: dict[str, tup
 
     Args:
         sources: name -> episodes played, and what the filters made of them.
-        tasks: what the oracle was asked.
+        tasks: all that was asked, of every source.
         data: the jsonl file, written already: its hash goes into the card.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -75,10 +75,13 @@ def dataset_card(profile: Profile, seed: int, base: Path, sources: dict[str, tup
                                tags=["agent", "tool-use", "synthetic"])
     reasons = [r for r in FILTERS if any(filtered.dropped[r] for _, filtered in sources.values())]
     rows = [[source, played, len(f.kept), *(f.dropped[r] for r in reasons)] for source, (played, f) in sources.items()]
-    hashes = {path.name: file_sha256(path) for path in (data, base / "tokenizer.json", base / "model.safetensors")}
+    files = (data, base / "tokenizer.json", *sorted(base.glob("*.safetensors")))
+    hashes = {path.name: file_sha256(path) for path in files}
+    asked = {task.task_id: task for task in tasks}
+    found = [asked[t.task_id] for t in kept]
     card = DatasetCard.from_template(metadata, template_str=TEMPLATE, name=name, base=base.name, reasons=reasons, sources=rows,
-                                     filters=FILTERS, sizes=_sizes(kept), hops=_hops(tasks), profile=profile, seed=seed,
-                                     worlds=len({t.world for t in tasks}), hashes=hashes)
+                                     filters=FILTERS, sizes=_sizes(kept), hops=_hops(found), profile=profile, seed=seed,
+                                     worlds=len({task.world for task in found}), hashes=hashes)
     return str(card)
 
 

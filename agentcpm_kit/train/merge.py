@@ -15,6 +15,7 @@ from ..errors import KitError, unknown
 from .merge_inputs import DTYPES, check_inputs, dtype_of, mean_change
 
 NOT_A_MERGE = ("passthrough",)  # copies layers; joins no weights
+RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
 RECIPE = "mergekit.yaml"
 
 Value = float | list[dict]  # a number, or mergekit's list of filters: [{"filter": "embed_tokens", "value": 0.2}, {"value": 1.0}]
@@ -47,9 +48,9 @@ def merge_config(method: str, models: Sequence[Path], base: Path | None = None, 
                  dtype: str = "float32", **parameters: Value | bool) -> dict:
     """mergekit's configuration for merging `models` by `method`.
 
-    `weights` are one for each of `models`, and are meant as they stand: mergekit's own normalisation, which would scale a
-    lone task vector back to 1, is off unless `normalize` is given. `parameters` are the method's own (`density`, `t`,
-    `epsilon`, ...), the same for every model.
+    `weights` are one for each of `models`. *linear*, *nuslerp* and *multislerp* divide them by their sum; task-vector methods
+    take them as they stand (mergekit's TIES and DELLA would scale a lone difference back to 1: `normalize` is off unless
+    given). `parameters` are the method's own (`density`, `t`, `epsilon`, ...), the same for every model.
 
     Raises:
         KitError: unknown method or parameter, a base missing or not wanted, too few or many models, weights that do not fit.
@@ -100,15 +101,22 @@ def _rehearse(method: str, count: int, base: Path | None, weights: Sequence[Valu
     from mergekit.merge_methods.api import merge_tensors
 
     numbers = {name: value for name, value in parameters.items() if not isinstance(value, list)}
-    if not 0 < numbers.get("density", 1.0) <= 1:
-        raise KitError(f"density lies between 0 and 1, not at {numbers['density']}")
+    for density in _values(parameters.get("density", 1.0)):
+        if not 0 < density <= 1:
+            raise KitError(f"density lies between 0 and 1, not at {density}")
     if weights:
         numbers["weight"] = [1.0 if isinstance(weight, list) else weight for weight in weights]
     tensors = torch.eye(4).repeat(count + bool(base), 1, 1) * torch.arange(1.0, count + bool(base) + 1)[:, None, None]
     try:
-        merge_tensors(list(tensors), method, parameters=numbers, base_index=0 if base else None)
+        merged = merge_tensors(list(tensors), method, parameters=numbers, base_index=0 if base else None)
     except (ValueError, TypeError) as error:
         raise KitError(f"mergekit refuses this {method}: {str(error).splitlines()[0]}") from error
+    if not merged.isfinite().all():
+        raise KitError(f"this {method} gives no finite weights; do its weights add up to 0?")
+
+
+def _values(value: Value) -> list[float]:
+    return [entry["value"] for entry in value] if isinstance(value, list) else [value]
 
 
 def base_and_tuned(method: str, base: Path, tuned: Sequence[Path], share: float, density: Value = 1.0,
@@ -143,15 +151,17 @@ def merge(config: dict, out: Path, seed: int = 0, progress: bool = False) -> Pat
     ``mergekit-yaml mergekit.yaml OUT --random-seed <seed>`` gives the same weights.
 
     Raises:
-        KitError: `out` holds something else, an input cannot be merged (`check_inputs`), or mergekit refuses.
+        KitError: `out` is an input or holds something else than a merge, an input cannot be merged (`check_inputs`), or mergekit
+            refuses.
     """
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    if out.exists() and not (out / RECIPE).is_file() and any(out.iterdir()):
-        raise KitError(f"{out} is there already and is no merge; choose another folder")
-    check_inputs([Path(entry["model"]) for entry in config["models"]] + [Path(m) for m in [config.get("base_model")] if m])
+    inputs = [Path(entry["model"]) for entry in config["models"]] + [Path(m) for m in [config.get("base_model")] if m]
+    out = out.resolve()
+    _refuse_to_overwrite(out, inputs)
+    check_inputs(inputs)
     half_done = out.with_name(f".{out.name}.part")
     shutil.rmtree(half_done, ignore_errors=True)
     try:
@@ -161,6 +171,21 @@ def merge(config: dict, out: Path, seed: int = 0, progress: bool = False) -> Pat
         shutil.rmtree(half_done, ignore_errors=True)
         raise KitError(f"mergekit refused the merge: {str(error).splitlines()[0]}") from error
     return _finish(half_done, out, config, seed)
+
+
+def _refuse_to_overwrite(out: Path, inputs: Sequence[Path]) -> None:
+    """Only a folder that `merge` made, and that nobody put anything into since, is replaced."""
+    from ..artefacts import CHECKSUMS
+
+    for model in inputs:
+        if model.resolve().is_relative_to(out) or out.is_relative_to(model.resolve()):
+            raise KitError(f"{out} is, or holds, or lies in the model {model} that is to be merged; choose another folder")
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return
+    listed = (out / CHECKSUMS).read_text() if (out / CHECKSUMS).is_file() else ""
+    names = {line.split("  ", 1)[1] for line in listed.splitlines()} | {CHECKSUMS}
+    if out.is_file() or RECIPE not in names or {path.name for path in out.iterdir()} != names:
+        raise KitError(f"{out} is there already and is no merge that can be made again; choose another folder")
 
 
 def merge_command(method: str, models: Sequence[Path], base: Path | None, out: Path, weights: str = "",
@@ -177,6 +202,8 @@ def merge_command(method: str, models: Sequence[Path], base: Path | None, out: P
     inputs = [Path(model).resolve() for model in models]  # so that the YAML can be run from anywhere
     config = merge_config(method, inputs, base and base.resolve(), [_number("weight", w) for w in weights.split(",") if w],
                           dtype or dtype_of(inputs[0]), **parameters)
+    if method in RANDOM_METHODS and density is None:
+        print(f"note: without --density, {method} keeps every entry and drops nothing")
     merge(config, out, seed, progress=True)
     print(f"merged: {out} (recipe in {out / RECIPE})")
 

@@ -85,12 +85,6 @@ def without_part(part: str, base: Path, tuned: Path, dtype: str) -> dict:
     return merge_config("task_arithmetic", [tuned], base, [by_part({part: 0.0})], dtype)
 
 
-def recovered(general: float, sft_general: float, base_general: float) -> float:
-    """Share of the general ability lost by SFT that is back; 0 where nothing was lost."""
-    lost = base_general - sft_general
-    return (general - sft_general) / lost if lost > 0 else 0.0
-
-
 def rank(rows: Sequence[dict], sft_success: float, keep_share: float) -> list[dict]:
     """Rows (with ``success`` and ``general``) from the best: those that keep `keep_share` of SFT's success, by general ability;
     then the others, by success."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from ..errors import KitError
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id", "eos_token_id",
+                   "bos_token_id", "max_position_embeddings")
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -15,7 +17,7 @@ def check_inputs(models: Sequence[Path]) -> None:
 
     Raises:
         KitError: a folder that is no model, a missing or broken shard, pickled weights, an adapter, another architecture,
-            shape or tokenizer than the first model's, a NaN or an infinity; the model and the tensor are named.
+            shape or tokenizer than the first model's, a NaN or an infinity; the model and what is wrong in it are named.
     """
     first = models[0]
     for model in models:
@@ -45,7 +47,7 @@ def _check_folder(model: Path) -> None:
 
 def _shards(model: Path) -> list[Path]:
     if (model / INDEX).is_file():
-        names = json.loads((model / INDEX).read_text())["weight_map"].values()
+        names = _json(model / INDEX).get("weight_map", {}).values()
         return [model / name for name in sorted(set(names))]
     if not (model / WHOLE).is_file() and any(model.glob("*.bin")):
         raise KitError(f"cannot merge {model}: its weights are pickled, which can run any code; save them as safetensors")
@@ -85,13 +87,22 @@ def _shapes(model: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _same_architecture(first: Path, other: Path) -> None:
-    one, two = (json.loads((m / "config.json").read_text()).get("architectures") for m in (first, other))
-    if one != two:
-        raise KitError(f"cannot merge {other}: its architecture is {_names(two)}, that of {first} is {_names(one)}")
+    """Two models of equal shapes can still compute differently: heads, rope, norms."""
+    one, two = _config(first), _config(other)
+    for key in sorted(one.keys() | two.keys(), key=lambda key: key != "architectures"):
+        if key not in NO_ARCHITECTURE and not key.startswith("unsloth") and one.get(key) != two.get(key):
+            raise KitError(f"cannot merge {other}: in its config.json {key} is {two.get(key)}, in that of {first} {one.get(key)}")
 
 
-def _names(architectures: list[str] | None) -> str:
-    return ", ".join(architectures or ["not told"])
+def _config(model: Path) -> dict:
+    return _json(model / "config.json")
+
+
+def _json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise KitError(f"cannot merge {file.parent}: {file.name} is not JSON") from error
 
 
 def _same_shapes(first: Path, other: Path, one: dict, two: dict) -> None:
@@ -120,6 +131,10 @@ def _same_tokenizer(first: Path, other: Path) -> None:
     if one != two:
         token = min(token for token, _ in one.items() ^ two.items())
         raise KitError(f"cannot merge {other}: its tokenizer differs from that of {first}, in the token {token!r} for one")
+    rules = [_json(model / "tokenizer.json") if (model / "tokenizer.json").is_file() else {} for model in (first, other)]
+    for part in ("model", "normalizer", "pre_tokenizer"):
+        if rules[0].get(part) != rules[1].get(part):
+            raise KitError(f"cannot merge {other}: its tokenizer cuts text by other rules than that of {first} ({part})")
 
 
 def _finite(model: Path) -> None:

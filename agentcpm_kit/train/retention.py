@@ -14,7 +14,7 @@ from ..profile import Profile
 from .data import IGNORED
 
 
-def anchored(trainer: type, base: Path, weight: float) -> type:
+def anchored(trainer: type, base: Path, weight: float, dtype: str) -> type:
     """A subclass of `trainer` whose loss adds `weight` times KL(base || model), in nats per token.
 
     It costs a second pass of the model and one of the base: TRL's and Unsloth's own losses keep no logits.
@@ -23,20 +23,32 @@ def anchored(trainer: type, base: Path, weight: float) -> type:
 
     from ..agent.engines import load_model
 
-    reference = load_model(base)[0]
+    reference = load_model(base, dtype)[0]
 
     class Anchored(trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
             found = super().compute_loss(model, inputs, return_outputs, **kwargs)
-            given = (inputs["labels"] == IGNORED) & inputs["attention_mask"].bool()
             text = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
             with torch.no_grad():
-                target = reference(**text).logits[given].float().log_softmax(-1)
-            kl = torch.nn.functional.kl_div(model(**text).logits[given].float().log_softmax(-1), target, log_target=True,
-                                            reduction="sum") / given.sum()
+                target = reference(**text).logits
+            kl = distance(target, model(**text).logits, inputs["labels"], inputs["attention_mask"])
             return (found[0] + weight * kl, found[1]) if return_outputs else found + weight * kl
 
     return Anchored
+
+
+def distance(reference, logits, labels, attention_mask):
+    """KL(reference || model) in nats per token, where the token that comes next is not one to be learned.
+
+    Args:
+        reference, logits: (rows, width, vocabulary). Those at i are about the token at i + 1.
+        labels, attention_mask: (rows, width).
+    """
+    from torch.nn.functional import kl_div
+
+    given = (labels[:, 1:] == IGNORED) & attention_mask[:, 1:].bool()
+    p, q = (x[:, :-1][given].float().log_softmax(-1) for x in (reference, logits))
+    return kl_div(q, p, log_target=True, reduction="sum") / given.sum()
 
 
 def with_replay(rows: list[dict], replay: list[dict]) -> list[dict]:

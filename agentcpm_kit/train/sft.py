@@ -6,6 +6,8 @@ sampled tokens alone. The paper's scripts train all weights (`lora_rank: 0`), lr
 """
 
 import copy
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import KitError
+from ..files import write_atomic
 from ..profile import SFT, Profile
+from .data import IGNORED
 from .loading import in_length_groups, load_for_training, saves_memory, without_triton
 from .retention import anchored
 
@@ -42,7 +46,7 @@ def fine_tune(model: Path, rows: list[dict], profile: Profile, settings: SFT, ou
     """Fine-tune `model` on rows of `input_ids` and `labels`, and save plain weights, tokenizer and checksums in `out`.
 
     The weights have the profile's type; an adapter is merged into them, and kept beside them in ``<out>-adapter``. Work in
-    progress is in ``<out>-trainer``, and taken up again if it is there.
+    progress is in ``<out>-trainer``, and taken up again if it is there and of the same rows, settings, seed and model.
 
     Returns:
         ``steps``, ``tokens`` (learned, per epoch) and ``final_loss`` (nats per token, mean of the last five steps).
@@ -52,6 +56,7 @@ def fine_tune(model: Path, rows: list[dict], profile: Profile, settings: SFT, ou
             is no longer a number (the last good checkpoint is kept).
     """
     watchers, work = watchers or Watchers(), Path(f"{out}-trainer")
+    _clear_other_work(work, model, rows, settings, seed)
     loaded, tokenizer = load_for_training(model, profile, settings, seed)
     trainer = _trainer(loaded, tokenizer, rows, profile, settings, work, seed, watchers, model)
     _assert_labels_survive(trainer, rows)
@@ -71,7 +76,7 @@ def _trainer(model, tokenizer, rows: list[dict], profile: Profile, settings: SFT
     steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
     checks = settings.checks if watchers.validation else 0
     kind = without_triton(SFTTrainer) if settings.backend == "trl" and not find_spec("triton") else SFTTrainer
-    kind = in_length_groups(anchored(kind, base, settings.kl) if settings.kl else kind)
+    kind = in_length_groups(anchored(kind, base, settings.kl, profile.model.dtype) if settings.kl else kind)
     trainer = kind(model=model, processing_class=tokenizer, args=_arguments(profile, settings, work, seed, steps, checks),
                    train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(watchers.validation) if checks else None)
     trainer.remove_callback(PrinterCallback)  # each step is told to `on_step`
@@ -87,29 +92,39 @@ def _arguments(profile: Profile, settings: SFT, work: Path, seed: int, steps: in
         per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=math.ceil(settings.warmup_ratio * steps),
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", adam_epsilon=settings.adam_epsilon,
-        max_length=None, packing=False, dataset_num_proc=1,
+        max_length=None, packing=False, padding_free=False, dataset_num_proc=1,
         logging_steps=1, logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses
         save_strategy="steps", save_steps=max(1, steps // SAVES), save_total_limit=2,
-        eval_strategy="steps" if checks else "no", eval_steps=math.ceil(steps / checks) if checks else None,
+        eval_strategy="steps" if checks else "no", eval_steps=max(1, steps // checks) if checks else None,
         gradient_checkpointing=saves_memory(profile), bf16=profile.model.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
 
 
 def _assert_labels_survive(trainer, rows: list[dict]) -> None:
-    """Two libraries stand between the rows and the loss: compare, token by token, what a batch would teach.
+    """Two libraries stand between the rows and the loss: compare, token by token, what they would teach.
+
+    All rows as the trainer holds them, and a collated batch of the longest and the shortest.
 
     Raises:
-        KitError: a row of the batch has other tokens or labels than it was given with.
+        KitError: a row has other tokens, labels or padding than it was given with.
     """
-    few = rows[: trainer.args.per_device_train_batch_size]
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(few))])
-    for i, row in enumerate(few):
-        size = len(row["input_ids"])
-        same = (batch["input_ids"][i][:size].tolist() == row["input_ids"] and batch["labels"][i][:size].tolist() == row["labels"]
-                and (batch["labels"][i][size:] < 0).all())
-        if not same:
-            raise KitError(f"row {i} of the first batch would teach other tokens than the trajectory's own; this version of TRL "
-                           "or Unsloth prepares data in another way")
+    held = trainer.train_dataset
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    few = [by_length[-1], by_length[0]]
+    batch = trainer.data_collator([held[i] for i in few])
+    collated = [{key: batch[key][k].tolist() for key in ("input_ids", "labels", "attention_mask")} for k in range(len(few))]
+    wrong = [i for i, (row, own) in enumerate(zip(rows, held, strict=True)) if any(row[key] != own[key] for key in row)]
+    wrong += [i for i, row in zip(few, collated, strict=True) if row != _padded(rows[i], len(row["input_ids"]), row)]
+    if wrong:
+        raise KitError(f"row {wrong[0]} would teach other tokens than the trajectory's own; this version of TRL or Unsloth "
+                       "prepares data in another way")
+
+
+def _padded(row: dict, width: int, filled: dict) -> dict:
+    """What a collated row has to be; which token fills the rest is the tokenizer's choice."""
+    size = len(row["input_ids"])
+    return {"input_ids": row["input_ids"] + filled["input_ids"][size:], "labels": row["labels"] + [IGNORED] * (width - size),
+            "attention_mask": [1] * size + [0] * (width - size)}
 
 
 def _watch(watchers: Watchers, tokenizer, work: Path):
@@ -140,13 +155,32 @@ def _last_good(work: Path, step: int, what: str) -> str:
     if what == "loss":
         shutil.rmtree(work / f"checkpoint-{step - 1}", ignore_errors=True)
     last = _last_checkpoint(work)
-    return f"The last good checkpoint is {last}" if last else "No good checkpoint was written yet"
+    return (f"The last good checkpoint is {last}; copy it if you want it, since changed settings start anew" if last
+            else "No good checkpoint was written yet")
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+    """The newest whole checkpoint; newer ones that a kill tore while they were written are removed.
 
-    return get_last_checkpoint(str(work)) if work.is_dir() else None
+    transformers' own look takes the newest folder as it is. Its trainer writes ``trainer_state.json`` last.
+    """
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    for folder in found:
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            return str(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return None
+
+
+def _clear_other_work(work: Path, model: Path, rows: list[dict], settings: SFT, seed: int) -> None:
+    """A checkpoint of other rows, settings, seed or base is not this run's: it is removed, not taken up."""
+    made_of = [model.name, rows, settings.model_dump(exclude={"checks"}), seed]
+    mark, digest = work / "made-of", hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    if not mark.is_file() or mark.read_text() != digest:
+        shutil.rmtree(work, ignore_errors=True)
+        write_atomic(mark, digest)
 
 
 def _final_loss(history: list[dict], last: int = 5) -> float:

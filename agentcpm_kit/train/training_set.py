@@ -9,6 +9,7 @@ from ..agent.trajectory import Trajectory, write_trajectories
 from ..artefacts import write_checksums
 from ..errors import KitError
 from ..files import write_atomic
+from ..profile import repo_root
 from ..stage import stage_folder
 from .data import keep_good, learned_outside, oracle_trajectories, training_rows, training_tasks
 
@@ -78,7 +79,8 @@ def _in_short(error: Exception) -> str:
 def load_trajectories(stage, path: str = "", skip_malformed: bool = False) -> list[Trajectory]:
     """The training set of notebook 03, or, if that was not run, the oracle's part of it, made again in seconds.
 
-    With `path`, the trajectories of a jsonl file of the reader's own instead. Lines that are skipped are printed.
+    With `path` (absolute, or from the repository's root), the trajectories of a file of the reader's own instead. Lines that
+    are skipped are printed.
 
     Raises:
         KitError: as `read_training_set`; or the files of notebook 03 differ from their checksums.
@@ -88,9 +90,9 @@ def load_trajectories(stage, path: str = "", skip_malformed: bool = False) -> li
     tokenizer = load_tokenizer(stage.base_model())
     if not path and not (stage_folder(stage.profile.name, stage.seed, "03_trajectories") / "DONE").is_file():
         print("notebook 03 was not run: training on the oracle's trajectories alone, made again here")
-        tasks = training_tasks(stage.profile, stage.profile.trajectories.oracle)
+        tasks = training_tasks(stage.profile, stage.profile.trajectories.oracle, 2 * stage.seed)
         return keep_good(oracle_trajectories(tasks, tokenizer, stage.profile).trajectories).kept
-    file = Path(path) if path else stage.artefact("03_trajectories", "trajectories") / FILE
+    file = repo_root() / path if path else stage.artefact("03_trajectories", "trajectories") / FILE
     found, malformed = read_training_set(file, tokenizer, skip_malformed)
     for line in malformed:
         print(f"skipped {file.name}, {line}")
