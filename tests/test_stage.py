@@ -176,3 +176,29 @@ def test_a_disk_that_is_too_full_is_told_before_work(tmp_path):
 
     with pytest.raises(KitError, match="needed"):
         check_writable(tmp_path, need_gb=1e9)
+
+
+def test_a_resumed_curve_counts_its_last_points():
+    stage = open_stage("04_sft", "smoke")
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 1.9), (2, 2.1), (3, 1.5)):  # killed after step 3, resumed after step 1
+        stage.tracker.log(step, "sft", loss=loss)
+    stage.tracker.log(2, "check", success=0.5)
+    assert [(r["step"], r["loss"]) for r in stage.curve("sft")] == [(1, 3.0), (2, 2.1), (3, 1.5)]
+    later = open_stage("05_merge", "smoke")
+    assert later.curve_of("04_sft", "check")[0]["success"] == 0.5 and later.curve_of("07_rl", "clean") == []
+
+
+def test_parameters_of_an_earlier_stage():
+    with pytest.raises(KitError, match="--stages 04"):
+        open_stage("05_merge", "smoke").parameters_of("04_sft")
+    open_stage("04_sft", "smoke", epochs=2).finish()
+    assert open_stage("05_merge", "smoke").parameters_of("04_sft") == {"epochs": 2}
+
+
+def test_a_readers_own_data_is_an_input(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text("one")
+    before = open_stage("04_sft", "smoke", trajectories=str(file)).hash
+    assert open_stage("04_sft", "smoke", trajectories=str(file)).hash == before
+    file.write_text("two")
+    assert open_stage("04_sft", "smoke", trajectories=str(file)).hash != before

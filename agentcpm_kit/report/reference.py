@@ -158,13 +158,22 @@ TABLES = {"claims": claims_table, "merging": merging_table, "families": families
 def with_tables(text: str, profile: str) -> str:
     """README text with every table between its markers made anew."""
     for name, make in TABLES.items():
-        begin, end = f"<!-- {name}: made by `make reference` -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(text):
-            raise KitError(f"README.md has no markers for the table {name!r}")
-        table = f"{begin}\n{make(profile)}\n{end}"
-        text = pattern.sub(lambda _, table=table: table, text)
+        start, end = _place(text, name)
+        text = f"{text[:start]}\n{make(profile)}\n{text[end:]}"
     return text
+
+
+def _place(text: str, name: str) -> tuple[int, int]:
+    """Where a table stands, between its markers.
+
+    Raises:
+        KitError: there are none.
+    """
+    begin = f"<!-- {name}: made by `make reference` -->"
+    start, end = text.find(begin), text.find(f"<!-- end of {name} -->")
+    if start < 0 or end < start:
+        raise KitError(f"README.md has no markers for the table {name!r}")
+    return start + len(begin), end
 
 
 def write_readme(profile: str) -> None:
@@ -173,6 +182,8 @@ def write_readme(profile: str) -> None:
 
 
 def main(profile: str = "micro") -> None:
+    for name in TABLES:  # before any evidence is replaced
+        _place((repo_root() / "README.md").read_text(), name)
     keep_run(profile)
     ship_checkpoints(profile)
     store_outputs(profile)
