@@ -41,12 +41,13 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (20 minut
 test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure worlds, the MCP server, the parser, the loop and its long horizon: an hour
+bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon and SFT: an hour and a quarter
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/horizon.py
+	$(BIN)/python benchmarks/sft.py
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

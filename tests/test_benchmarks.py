@@ -125,3 +125,16 @@ def test_a_training_that_fails_is_told(monkeypatch):
 
     with pytest.raises(SystemExit, match="ended without a result"):
         sft.run(["--profile", "nonsense"])
+
+
+def test_settings_are_tried_once_and_measured_merged(monkeypatch, tmp_path, smoke):
+    import sft_settings
+
+    monkeypatch.setattr(sft_settings, "load_profile", lambda name: smoke.model_copy(update={"sft": smoke.sft.model_copy(
+        update={"backend": "trl"})}))
+    arguments = ["--profile", "smoke", "--tasks", "2", "--trials", "profile", "--out", tmp_path / "out", "--work", tmp_path / "w"]
+    monkeypatch.setattr(sys, "argv", ["sft_settings.py", *map(str, arguments)])
+    assert sft_settings.main() == 0 and sft_settings.main() == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 1 and rows[0]["n"] == 6
+    assert {f"{kind}{what}" for kind in ("", "linear: ", "by parts: ") for what in ("success", "general")} <= set(rows[0])

@@ -1,0 +1,88 @@
+"""Which settings of SFT make the best agent, which forget least, and what a merge returns of it: the trials behind a profile.
+
+    python benchmarks/sft_settings.py --out results/reference/benchmarks/sft_settings      # 35 minutes, resumes
+
+Every setting trains on the same records of notebook 03 (oracle alone) from the same seed, and is measured on validation
+worlds and on the half of the general items that choices may see, as is; merged linearly with the base at a weight of 0.9;
+and merged by parts (the first recipe of the profile, scaled by 1.2). One row each in ``rows.jsonl``; test worlds stay closed.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from agentcpm_kit.environment import describe
+from agentcpm_kit.evaluate.general import halves, load_items
+from agentcpm_kit.evaluate.runner import measure, suite
+from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
+from agentcpm_kit.profile import Profile, load_profile, repo_root, set_seed
+
+TRIALS = {  # what differs from the profile's own settings
+    "profile": {},
+    "1e-4, 3 epochs": {"learning_rate": 1e-4, "epochs": 3},
+    "2e-4, 3 epochs": {"learning_rate": 2e-4, "epochs": 3},
+    "3.5e-4, 3 epochs": {"learning_rate": 3.5e-4, "epochs": 3},
+    "2e-4, 3 epochs, epsilon 1e-8": {"learning_rate": 2e-4, "epochs": 3, "adam_epsilon": 1e-8},
+    "2e-4, 3 epochs, epsilon 1e-4": {"learning_rate": 2e-4, "epochs": 3, "adam_epsilon": 1e-4},
+    "3.5e-4, 3 epochs, batches of 16": {"learning_rate": 3.5e-4, "epochs": 3, "batch_size": 16},
+    "LoRA of rank 32, 1e-3, 3 epochs": {"lora_rank": 32, "learning_rate": 1e-3, "epochs": 3},
+}
+
+
+def trial(name: str, profile: Profile, rows: list[dict], tasks: list, items: list, folder: Path, seed: int) -> dict:
+    """Train one setting, unless its checkpoint is there, and measure it alone and merged."""
+    from agentcpm_kit.train.merge import merge
+    from agentcpm_kit.train.merge_grid import Candidate, candidate_config
+    from agentcpm_kit.train.sft import Watchers, fine_tune
+
+    base, model = repo_root() / profile.model.base, folder / name.replace(" ", "-").replace(",", "")
+    settings = profile.sft.model_copy(update={"checks": 0, **TRIALS[name]})
+    if not (model / "SHA256SUMS").is_file():
+        tell = Watchers(lambda step, n, log: print(f"\r{name}: step {step} of {n} ", end="", file=sys.stderr))
+        fine_tune(base, rows, profile, settings, model, seed, tell)
+    by_parts = Candidate("ties", parts=next(iter(profile.merge.parts)), scale=1.2)
+    candidates = {"linear": Candidate("linear", 0.9), "by parts": by_parts}
+    row = {"trial": name, **settings.model_dump(), "n": len(tasks), **_scores("", model, profile, tasks, items)}
+    for kind, candidate in candidates.items():
+        out = merge(candidate_config(candidate, base, [model], profile.merge, profile.model.dtype), folder / "merged", seed)
+        row |= _scores(f"{kind}: ", out, profile, tasks, items)
+        shutil.rmtree(out)
+    return row
+
+
+def _scores(prefix: str, model: Path, profile: Profile, tasks: list, items: list) -> dict:
+    m = measure(model, tasks, items, profile)
+    return {f"{prefix}success": round(m.agent.success.value, 4), f"{prefix}general": round(m.general["all"].value, 4)}
+
+
+def main() -> int:
+    from agentcpm_kit.agent.engines.loading import load_tokenizer
+    from agentcpm_kit.train.data import keep_good, oracle_trajectories, training_rows, training_tasks
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="micro", help="whose model and settings")
+    parser.add_argument("--tasks", type=int, default=100, help="validation tasks per number of hops")
+    parser.add_argument("--trials", nargs="*", default=list(TRIALS), choices=list(TRIALS), metavar="NAME", help="some of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; trials that it holds are not repeated")
+    parser.add_argument("--work", type=Path, default=Path("results/sft_settings"), help="folder for checkpoints")
+    options = parser.parse_args()
+    profile = load_profile(options.profile)
+    set_seed(options.seed, profile.threads)
+    asked = training_tasks(profile, profile.trajectories.oracle, 2 * options.seed)
+    oracle = oracle_trajectories(asked, load_tokenizer(repo_root() / profile.model.base), profile)
+    rows, tasks = training_rows(keep_good(oracle.trajectories).kept), suite(profile, "validation", options.tasks)
+    seen, _ = halves(load_items(profile.evaluation.general_items, profile.evaluation.general_suite))
+    done = {row["trial"] for row in read_jsonl(options.out / "rows.jsonl")}
+    for name in options.trials:
+        if name not in done:
+            row = trial(name, profile, rows, tasks, seen, options.work, options.seed)
+            append_jsonl(options.out / "rows.jsonl", row)
+            print(row)
+    write_json(options.out / "env.json", {"command": " ".join(sys.argv), "env": describe(options.seed)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
