@@ -95,7 +95,7 @@ def _arguments(profile: Profile, settings: SFT, work: Path, seed: int, steps: in
         max_length=None, packing=False, padding_free=False, dataset_num_proc=1,
         logging_steps=1, logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses
         save_strategy="steps", save_steps=max(1, steps // SAVES), save_total_limit=2,
-        eval_strategy="steps" if checks else "no", eval_steps=max(1, steps // checks) if checks else None,
+        eval_strategy="steps" if checks else "no", eval_steps=math.ceil(steps / checks) if checks else None,  # and the last step
         gradient_checkpointing=saves_memory(profile), bf16=profile.model.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True)
 
