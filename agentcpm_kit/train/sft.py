@@ -195,6 +195,7 @@ def _save(model, tokenizer, out: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(f"{out}-adapter", safe_serialization=True)
         model = model.merge_and_unload()
+    model.config.use_cache = True  # training turned it off
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
