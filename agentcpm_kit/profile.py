@@ -133,14 +133,21 @@ class SFT(Section):
     kl: float = 0.0  # a baseline of notebook 05: weight of the distance to the base model
 
 
+class Trim(Section):
+    """What TIES keeps of one part's change, and what it is multiplied by."""
+
+    density: float = 1.0
+    weight: float = 1.0
+
+
 class Merge(Section):
     """The map of notebook 05, and how a merge is chosen from it."""
 
     methods: list[str]  # mergekit's; notebook 05 can try all of them
     weights: list[float]  # of the SFT model; the base gets the rest
     densities: list[float]  # share of a difference's entries that is kept
-    parts: dict[str, dict[str, float]] = {}  # densities by part: name -> text in a tensor's name -> density (1 elsewhere)
-    scales: list[float] = [1.0]  # what a difference trimmed by parts is multiplied by
+    parts: dict[str, dict[str, Trim]] = {}  # recipes: name -> text in a tensor's name -> trim; other tensors are kept whole
+    scales: list[float] = [1.0]  # what all of a difference trimmed by parts is multiplied by
     validation_tasks: int  # per number of hops, for each merge of the map
     finalists: int = 5  # so many are measured again, on `final_tasks`
     final_tasks: int

@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from agentcpm_kit.artefacts import write_checksums
-from agentcpm_kit.profile import load_profile
+from agentcpm_kit.profile import Trim, load_profile
 from agentcpm_kit.train.merge import merge, methods
 from agentcpm_kit.train.merge_grid import (
     Candidate,
@@ -71,13 +71,13 @@ def test_a_part_that_is_given_back_is_the_bases(pair, tmp_path):
         assert torch.allclose(tau, torch.zeros(1) if "embed_tokens" in name else torch.ones(1), atol=1e-5), name
 
 
-def test_densities_by_part_and_scale(pair, tmp_path):
-    """A density of 0.1 keeps a tenth of the embedding's entries; all that is kept is multiplied by the scale."""
-    settings = SETTINGS.model_copy(update={"parts": {"p": {"embed_tokens": 0.1}}})
+def test_densities_and_weights_by_part_and_scale(pair, tmp_path):
+    """A density of 0.1 keeps a tenth of the embedding; what is kept is multiplied by the weight of its part and by the scale."""
+    settings = SETTINGS.model_copy(update={"parts": {"p": {"embed_tokens": Trim(density=0.1, weight=2.0)}}})
     config = candidate_config(Candidate("ties", parts="p", scale=1.5), pair[0], [pair[1]], settings, "float32")
     for name, tau in change(pair, merge(config, tmp_path / "out")).items():
         kept = tau[tau.abs() > 1e-3]
-        assert torch.allclose(kept, torch.tensor(1.5), atol=1e-4), name
+        assert torch.allclose(kept, torch.tensor(3.0 if "embed_tokens" in name else 1.5), atol=1e-4), name
         assert kept.numel() == (int(0.1 * tau.numel()) if "embed_tokens" in name else tau.numel()), name
 
 

@@ -20,8 +20,8 @@ FOR_SEVERAL = ("model_stock", "ram", "ramplus_tl", "sce")  # with one difference
 class Candidate:
     """One merge of the map.
 
-    `tuned` models are merged with the base. `parts` names a set of densities by part of the model (`merge.parts` of the
-    profile), and `scale` is what the trimmed difference is multiplied by (mergekit's lambda).
+    `tuned` models are merged with the base. `parts` names a recipe that trims each part of the model in its own way
+    (`merge.parts` of the profile), and `scale` is what the trimmed difference is multiplied by (mergekit's lambda).
     """
 
     method: str
@@ -61,7 +61,7 @@ def whole_model_candidates(settings: Merge, tuned: int = 1, every: bool = False)
 
 
 def part_candidates(settings: Merge, tuned: int = 1) -> list[Candidate]:
-    """TIES with a density for each part of the model, and the trimmed difference scaled up."""
+    """TIES with a density and a weight for each part of the model, and the trimmed difference scaled."""
     return [Candidate("ties", parts=parts, scale=scale, tuned=tuned) for parts in settings.parts for scale in settings.scales]
 
 
@@ -70,8 +70,9 @@ def candidate_config(candidate: Candidate, base: Path, tuned: Sequence[Path], se
     tuned = tuned[: candidate.tuned]
     if candidate.parts == WHOLE:
         return base_and_tuned(candidate.method, base, tuned, candidate.share, candidate.density, dtype)
-    densities = by_part(settings.parts[candidate.parts])
-    weights = [candidate.share / len(tuned)] * len(tuned)
+    trims, share = settings.parts[candidate.parts], candidate.share / len(tuned)
+    weights = [by_part({part: share * trim.weight for part, trim in trims.items()}, share) for _ in tuned]
+    densities = by_part({part: trim.density for part, trim in trims.items()})
     return merge_config(candidate.method, tuned, base, weights, dtype, density=densities, **{"lambda": candidate.scale})
 
 
