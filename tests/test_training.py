@@ -162,6 +162,17 @@ def test_rl_trains_on_the_sampled_tokens(tmp_path, monkeypatch):
     assert all({"loss", "entropy", "reward", "success", "dropped"} <= set(r) for r in rows)
 
 
+def test_a_loss_that_is_no_number_stops_rl(tmp_path, monkeypatch):
+    from agentcpm_kit.train import rl
+
+    torch.set_num_threads(1)
+    losses = rl.token_losses
+    monkeypatch.setattr(rl, "token_losses", lambda *arguments, **options: losses(*arguments, **options) * float("nan"))
+    profile = rl_profile()
+    with pytest.raises(KitError, match="RL stopped: the loss is nan at step 1"):
+        train_rl(MODEL, rl_tasks(profile), profile, tmp_path / "out", arms(profile.noise)["clean"], 0)
+
+
 CHILD = """
 import sys, time, torch
 from pathlib import Path

@@ -1,6 +1,11 @@
-"""A model ready to be trained: through Unsloth or plain transformers, with or without a LoRA adapter, on a GPU or a CPU."""
+"""A model ready to be trained: through Unsloth or plain transformers, with or without a LoRA adapter, on a GPU or a CPU.
 
+And what its trainers share: the order of batches, the loss where there is no triton, the checkpoint to go on from.
+"""
+
+import json
 import os
+import shutil
 from pathlib import Path
 
 from ..errors import KitError
@@ -84,6 +89,21 @@ def in_length_groups(trainer: type) -> type:
             return sampler
 
     return InLengthGroups
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint; newer ones that a kill tore while they were written are removed.
+
+    transformers' own look takes the newest folder as it is. Its trainer writes ``trainer_state.json`` last.
+    """
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    for folder in found:
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            return str(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return None
 
 
 def _lora(settings: SFT) -> dict:

@@ -20,6 +20,7 @@ from ..evaluate.scorers import score
 from ..profile import Noise, Profile, refuse_resets
 from ..world import Task, make_tasks
 from .denoise import DenoisedGroup, Rollout, Rules, denoise_group
+from .loading import last_checkpoint
 from .losses import token_losses, token_mean
 from .noise import CLEAN, fault_plan, judge
 
@@ -112,7 +113,6 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
         KitError: the policy collapsed (NaN loss), or the profile's engine or context policy is none for RL.
     """
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from ..artefacts import write_checksums
 
@@ -123,7 +123,7 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
         trainer = _trainer_class()(loaded, tokenizer, tasks, profile, work, arm, seed, engine)
         trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
         trainer.add_callback(_watch(trainer, profile, evaluate, on_step))
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
@@ -155,6 +155,7 @@ def _config(profile: Profile, work: Path, seed: int):
         per_device_train_batch_size=rollouts // accumulation, gradient_accumulation_steps=accumulation,
         num_generations=rl.group_size, max_completion_length=profile.limits.max_context_tokens, beta=0.0,
         scale_rewards="none", max_grad_norm=1.0, weight_decay=0.0, logging_steps=1, save_steps=rl.save_every, save_total_limit=1,
+        logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses
         seed=seed, report_to=[], disable_tqdm=True, bf16=profile.model.dtype == "bfloat16", gradient_checkpointing=False,
         use_cpu=profile.machine.gpu_memory_gb == 0, shuffle_dataset=True, remove_unused_columns=False)
 

@@ -19,7 +19,7 @@ from ..errors import KitError
 from ..files import write_atomic
 from ..profile import SFT, Profile
 from .data import IGNORED
-from .loading import in_length_groups, load_for_training, saves_memory, without_triton
+from .loading import in_length_groups, last_checkpoint, load_for_training, saves_memory, without_triton
 from .retention import anchored
 
 SAVES = 10  # checkpoints of a run: a killed one loses a tenth of its work at most
@@ -61,7 +61,7 @@ def fine_tune(model: Path, rows: list[dict], profile: Profile, settings: SFT, ou
     trainer = _trainer(loaded, tokenizer, rows, profile, settings, work, seed, watchers, model)
     _assert_labels_survive(trainer, rows)
     trainer.add_callback(_watch(watchers, tokenizer, work))
-    result = trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(work))
     _save(trainer.model, tokenizer, out)
     learned = sum(label >= 0 for row in rows for label in row["labels"])
     return {"steps": result.global_step, "tokens": learned, "final_loss": _final_loss(trainer.state.log_history)}
@@ -154,24 +154,9 @@ def _last_good(work: Path, step: int, what: str) -> str:
     """A loss that is no number was made by the weights of the step before; this step's are not saved yet."""
     if what == "loss":
         shutil.rmtree(work / f"checkpoint-{step - 1}", ignore_errors=True)
-    last = _last_checkpoint(work)
+    last = last_checkpoint(work)
     return (f"The last good checkpoint is {last}; copy it if you want it, since changed settings start anew" if last
             else "No good checkpoint was written yet")
-
-
-def _last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; newer ones that a kill tore while they were written are removed.
-
-    transformers' own look takes the newest folder as it is. Its trainer writes ``trainer_state.json`` last.
-    """
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    for folder in found:
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-            return str(folder)
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-    return None
 
 
 def _clear_other_work(work: Path, model: Path, rows: list[dict], settings: SFT, seed: int) -> None:

@@ -38,7 +38,7 @@ def read_training_set(path: Path, tokenizer, skip_malformed: bool = False) -> tu
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             good.append(_parsed(line, tokenizer))
-        except (ValueError, KitError) as error:
+        except ValueError as error:
             malformed.append(f"line {number}: {_in_short(error)}")
     if malformed and not skip_malformed:
         shown = "; ".join(malformed[:5]) + (f"; and {len(malformed) - 5} more" if len(malformed) > 5 else "")
@@ -56,8 +56,7 @@ def _parsed(line: bytes, tokenizer) -> Trajectory:
     """
     trajectory, size = Trajectory.model_validate_json(line), len(tokenizer)
     for context in trajectory.contexts:
-        lengths = {len(context.token_ids), len(context.loss_mask)}
-        if len(lengths) > 1:
+        if len(context.token_ids) != len(context.loss_mask):
             raise ValueError(f"{len(context.token_ids)} token_ids and {len(context.loss_mask)} values of loss_mask")
         if odd := [m for m in context.loss_mask if m not in (0, 1)]:
             raise ValueError(f"loss_mask holds {odd[0]}; it is 1 on what is learned, else 0")
