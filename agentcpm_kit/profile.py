@@ -117,6 +117,7 @@ class Trajectories(Section):
     cold_start: int
     cold_start_epochs: int
     cold_start_learning_rate: float  # may exceed SFT's: few records, and the model is not kept
+    cold_start_batch_size: int
     rejection_tasks: int
     rejection_samples: int
 
@@ -187,6 +188,7 @@ class Summarising(Section):
     max_new_tokens: int
     pairs: int
     epochs: int
+    batch_size: int
     learning_rate: float
 
 

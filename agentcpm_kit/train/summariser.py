@@ -107,7 +107,7 @@ def train_summariser(base: Path, profile: Profile, out: Path, seed: int = 0, on_
     """Fine-tune `base` on the profile's pairs and save it in `out`; as `sft.fine_tune`."""
     settings = profile.refine.summariser
     rows = summary_rows(summary_pairs(profile, seed), load_tokenizer(base), settings.prompt)
-    own = {"epochs": settings.epochs, "learning_rate": settings.learning_rate, "adam_epsilon": 1e-8}  # nothing to remember
+    own = settings.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"adam_epsilon": 1e-8}  # nothing to remember
     sft = profile.sft.model_copy(update=own)
     return fine_tune(base, rows, profile, sft, out, seed, Watchers(on_step))
 
