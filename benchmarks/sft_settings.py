@@ -4,7 +4,7 @@
 
 Every setting trains on the same records of notebook 03 (oracle alone) from the same seed, and is measured on validation
 worlds and on the half of the general items that choices may see, as is; merged linearly with the base at a weight of 0.9;
-and merged by parts (the first recipe of the profile, scaled by 1.2). One row each in ``rows.jsonl``; test worlds stay closed.
+and merged by parts (the first recipe of the profile). One row each in ``rows.jsonl``; test worlds stay closed.
 """
 
 import argparse
@@ -20,13 +20,16 @@ from agentcpm_kit.profile import Profile, load_profile, repo_root, set_seed
 
 TRIALS = {  # what differs from the profile's own settings
     "profile": {},
-    "1e-4, 3 epochs": {"learning_rate": 1e-4, "epochs": 3},
-    "2e-4, 3 epochs": {"learning_rate": 2e-4, "epochs": 3},
-    "3.5e-4, 3 epochs": {"learning_rate": 3.5e-4, "epochs": 3},
-    "2e-4, 3 epochs, epsilon 1e-8": {"learning_rate": 2e-4, "epochs": 3, "adam_epsilon": 1e-8},
-    "2e-4, 3 epochs, epsilon 1e-4": {"learning_rate": 2e-4, "epochs": 3, "adam_epsilon": 1e-4},
-    "3.5e-4, 3 epochs, batches of 16": {"learning_rate": 3.5e-4, "epochs": 3, "batch_size": 16},
-    "LoRA of rank 32, 1e-3, 3 epochs": {"lora_rank": 32, "learning_rate": 1e-3, "epochs": 3},
+    "1.4e-4": {"learning_rate": 1.4e-4},
+    "1.1e-4, 3 epochs, batches of 4": {"learning_rate": 1.1e-4, "epochs": 3, "batch_size": 4},
+    "1.4e-4, 3 epochs, batches of 4": {"learning_rate": 1.4e-4, "epochs": 3, "batch_size": 4},
+    "1.8e-4, 3 epochs, batches of 4": {"learning_rate": 1.8e-4, "epochs": 3, "batch_size": 4},
+    "1.4e-4, 4 epochs, batches of 8": {"learning_rate": 1.4e-4, "epochs": 4, "batch_size": 8},
+    "2.2e-4, 3 epochs, batches of 8": {"learning_rate": 2.2e-4, "epochs": 3, "batch_size": 8},
+    "3.5e-4, 3 epochs, batches of 8": {"learning_rate": 3.5e-4, "epochs": 3, "batch_size": 8},
+    "epsilon 1e-8": {"adam_epsilon": 1e-8},
+    "epsilon 1e-4": {"adam_epsilon": 1e-4},
+    "LoRA of rank 32, 5e-4": {"lora_rank": 32, "learning_rate": 5e-4},
 }
 
 
@@ -41,8 +44,7 @@ def trial(name: str, profile: Profile, rows: list[dict], tasks: list, items: lis
     if not (model / "SHA256SUMS").is_file():
         tell = Watchers(lambda step, n, log: print(f"\r{name}: step {step} of {n} ", end="", file=sys.stderr))
         fine_tune(base, rows, profile, settings, model, seed, tell)
-    by_parts = Candidate("ties", parts=next(iter(profile.merge.parts)), scale=1.2)
-    candidates = {"linear": Candidate("linear", 0.9), "by parts": by_parts}
+    candidates = {"linear": Candidate("linear", 0.9), "by parts": Candidate("ties", parts=next(iter(profile.merge.parts)))}
     row = {"trial": name, **settings.model_dump(), "n": len(tasks), **_scores("", model, profile, tasks, items)}
     for kind, candidate in candidates.items():
         out = merge(candidate_config(candidate, base, [model], profile.merge, profile.model.dtype), folder / "merged", seed)

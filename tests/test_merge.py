@@ -1,6 +1,7 @@
 """mergekit does the arithmetic; here it is checked against arithmetic done by hand, and against mergekit's own command."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,19 @@ def test_the_command_gives_the_bytes_of_mergekit(models, tmp_path, method):
     plain = subprocess.run(command, cwd=out, capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr[-2000:]
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+def test_another_chat_template_is_told(models, tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    base, tuned, other = models
+    template = AutoTokenizer.from_pretrained(other)
+    template.chat_template += "{# another #}"
+    template.save_pretrained(other)
+    (other / "SHA256SUMS").unlink()
+    done = run_merge("--method", "ties", tuned, other, "--weights", "0.5,0.5", "--base", base, "--out", tmp_path / "out")
+    assert re.findall(r"note: (\S+) has another chat template than (\S+),", done.output) == [(str(other), str(base))]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("arguments, message", [

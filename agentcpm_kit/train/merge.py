@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import KitError, unknown
-from .merge_inputs import DTYPES, check_inputs, dtype_of, mean_change
+from .merge_inputs import DTYPES, check_inputs, dtype_of, mean_change, other_templates
 
 NOT_A_MERGE = ("passthrough",)  # copies layers; joins no weights
 RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -205,6 +205,9 @@ def merge_command(method: str, models: Sequence[Path], base: Path | None, out: P
     if method in RANDOM_METHODS and density is None:
         print(f"note: without --density, {method} keeps every entry and drops nothing")
     merge(config, out, seed, progress=True)
+    donor, *others = [base.resolve(), *inputs] if base else inputs  # whose tokenizer mergekit copies
+    for model in other_templates([donor, *others]):
+        print(f"note: {model} has another chat template than {donor}, whose template the merge has")
     print(f"merged: {out} (recipe in {out / RECIPE})")
 
 

@@ -137,6 +137,14 @@ def _same_tokenizer(first: Path, other: Path) -> None:
             raise KitError(f"cannot merge {other}: its tokenizer cuts text by other rules than that of {first} ({part})")
 
 
+def other_templates(models: Sequence[Path]) -> list[Path]:
+    """Models whose chat template is not the first one's. No reason to refuse: a thinking and an instruct model differ so."""
+    from transformers import AutoTokenizer
+
+    templates = [AutoTokenizer.from_pretrained(model, local_files_only=True).chat_template for model in models]
+    return [model for model, template in zip(models, templates, strict=True) if template != templates[0]]
+
+
 def _finite(model: Path) -> None:
     for shard in _shards(model):
         with _open(shard) as file:
