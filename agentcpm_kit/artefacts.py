@@ -30,7 +30,9 @@ def verify_checkpoint(folder: Path) -> None:
     if not (folder / CHECKSUMS).is_file():
         raise KitError(f"{folder} has no {CHECKSUMS}: it is not a finished checkpoint")
     for line in (folder / CHECKSUMS).read_text().splitlines():
-        expected, name = line.split("  ", 1)
+        expected, gap, name = line.partition("  ")
+        if not gap:
+            raise KitError(f"{folder / CHECKSUMS} is garbled; make the checkpoint again or restore it with git")
         if not (folder / name).is_file():
             raise KitError(f"checkpoint {folder} lacks {name}; make it again or restore it with git")
         if file_sha256(folder / name) != expected:

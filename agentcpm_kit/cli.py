@@ -82,9 +82,17 @@ def report(profile: Profile = "micro", out: Out = None) -> None:
     print(f"report: {path}")
 
 
+def _list_methods(wanted: bool) -> None:
+    if wanted:
+        from .train.merge_command import print_methods
+
+        print_methods()
+        raise typer.Exit()
+
+
 @app.command()
 def merge(models: Annotated[list[Path], typer.Argument(help="folders of the models to merge")],
-          method: Annotated[str, typer.Option("--method", help="one of mergekit's: linear, slerp, ties, della, ...")],
+          method: Annotated[str, typer.Option("--method", help="one of mergekit's: linear, slerp, ties, della, ... (--list)")],
           out: Annotated[Path, typer.Option("--out", help="folder for the merged model")],
           weights: Annotated[str, typer.Option("--weights", help="one for each model, such as 0.6,0.4")] = "",
           base: Annotated[Path | None, typer.Option("--base", help="the model that the others were trained from")] = None,
@@ -92,11 +100,17 @@ def merge(models: Annotated[list[Path], typer.Argument(help="folders of the mode
           settings: Annotated[list[str] | None, typer.Option("--set", help="another parameter of the method, name=value; "
                                                              "repeatable")] = None,
           dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16; default: as the first model")] = "",
-          seed: Annotated[int, typer.Option("--seed", help="seed of the random methods (DARE, DELLA)", min=0)] = 0) -> None:
+          seed: Annotated[int, typer.Option("--seed", help="seed of the random methods (DARE, DELLA)", min=0)] = 0,
+          listed: Annotated[bool, typer.Option("--list", help="list the methods and what each takes, and stop",
+                                               callback=_list_methods, is_eager=True)] = False) -> None:
     """Merge models of one shape with mergekit, after checking them, and write the YAML that `mergekit-yaml` takes."""
-    from .train.merge import merge_command
+    from .train.merge_command import merge_command
 
-    merge_command(method, models, base, out, weights, density, settings or [], dtype, seed)
+    try:
+        merge_command(method, models, base, out, weights, density, settings or [], dtype, seed)
+    except KeyboardInterrupt as error:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from error
 
 
 @app.command()

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from agentcpm_kit.artefacts import write_checksums
 from agentcpm_kit.cli import app
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.train.merge import base_and_tuned, merge, merge_config, methods
+from agentcpm_kit.train.merge import base_and_tuned, merge, merge_config
+from agentcpm_kit.train.merge_methods import described, methods
 
 PAIRWISE = [m for m in methods() if m != "model_stock"]  # which needs three models
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
@@ -133,18 +134,30 @@ def test_another_chat_template_is_told(models, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--method", "liner"], "did you mean 'linear'"),
-    (["--method", "linear", "--weights", "1"], "one weight for each model"),
+    (["--method", "linear", "--weights", "1"], "one weight for each model: 2 are wanted, 1 given"),
     (["--method", "linear", "--weights", "1,x"], "weight is a number, not 'x'"),
     (["--method", "linear", "--weights", "1,nan"], "weight is a number, not 'nan'"),
     (["--method", "karcher", "--weights", "1,1"], "takes no weights"),
-    (["--method", "ties", "--weights", "1,1"], "requires a base"),
+    (["--method", "ties", "--weights", "1,1"], "needs a base model .--base"),
     (["--method", "karcher", "--base", "{base}"], "knows no base model"),
     (["--method", "slerp", "--base", "{base}", "--set", "t=0.5"], "exactly 2 inputs"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "densty=0.5"], "did you mean 'density'"),
-    (["--method", "ties", "--base", "{tuned}", "--weights", "1,1"], "[Dd]uplicate"),
+    (["--method", "ties", "--base", "{tuned}", "--weights", "1,1"], "is named twice, as the base and among the models"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--dtype", "float8"], "dtype"),
     (["--method", "della", "--base", "{base}", "--weights", "1,1", "--density", "0.95"], "(?i)epsilon"),
-    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "1.5"], "density lies"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "1.5"], "density is a share above 0 and at most 1, not 1.5"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "0.5", "--set", "density=0.2"], "given twice"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "weight=0.2"], "weights are given by --weights"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "density=true"], "density is a number, not True"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "normalize=2"], "normalize is true or false, not 2"),
+    (["--method", "ties", "--base", "{base}", "--weights", "0,0"], "weights are all 0"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,,1"], "weight is a number, not ''"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1e300,1e300"], "too large"),
+    (["--method", "nuslerp", "--weights=1,-1"], "add up to 0"),
+    (["--method", "task_arithmetic", "--base", "{base}", "--weights", "1,1", "--density", "0.3"], "unknown parameter"),
+    (["--method", "karcher", "--set", "max_iter=2.5"], "max_iter is a whole number above 0"),
+    (["--method", "sce", "--base", "{base}", "--set", "select_topk=0"], "select_topk is a share above 0"),
+    (["--method", "breadcrumbs", "--base", "{base}", "--weights", "1,1", "--set", "gamma=-1"], "gamma is a share from 0 to 1"),
 ])
 def test_a_wrong_command_is_told_in_one_line(models, tmp_path, arguments, message):
     names = dict(zip(("base", "tuned", "other"), models, strict=True))
@@ -172,6 +185,33 @@ def spoil_nan(model):
     tensors = weights(model)
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_type(model):
+    save_file({name: value.int() for name, value in weights(model).items()}, model / "model.safetensors")
+
+
+def spoil_index(model):
+    """Every tensor is there, but the index looks for one of them in the other shard."""
+    tensors, shards = weights(model), [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = sorted(tensors)
+    save_file({names[0]: tensors[names[0]]}, model / shards[0], metadata={"format": "pt"})
+    save_file({name: tensors[name] for name in names[1:]}, model / shards[1], metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(names[:2], shards[0]) | dict.fromkeys(names[2:], shards[1])}
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def spoil_checksums(model):
+    (model / "SHA256SUMS").write_text("garbled\n")
+
+
+def spoil_config_kind(model):
+    (model / "config.json").write_text("[]")
+
+
+def remove_tokenizer(model):
+    (model / "tokenizer.json").unlink()
 
 
 def spoil_file(model):
@@ -208,7 +248,8 @@ def make_adapter(model):
     (spoil_nan, "model.norm.weight holds a number that is NaN"), (spoil_file, "is broken"),
     (spoil_shards, "the shard model-00002-of-00002.safetensors is missing"), (spoil_tokenizer, "tokenizer differs"),
     (spoil_architecture, "architectures is .'LlamaForCausalLM'"), (pickle_weights, "pickled"), (make_adapter, "it is an adapter"),
-    (shutil.rmtree, "no model in")])
+    (shutil.rmtree, "no model in"), (spoil_type, "stored as I32"), (spoil_index, "not in the shard that"),
+    (spoil_checksums, "is garbled"), (spoil_config_kind, "no JSON object"), (remove_tokenizer, "has no tokenizer")])
 def test_bad_models_are_refused_by_name_before_anything_is_merged(models, tmp_path, spoil, message, monkeypatch):
     import mergekit.merge
 
@@ -269,14 +310,56 @@ def test_a_merge_is_made_again_but_not_over_its_inputs_or_additions(models, tmp_
     with pytest.raises(KitError, match="that is to be merged"):
         merge(base_and_tuned("linear", models[0], [out], 0.5), out)
     (out / "notes.txt").write_text("precious")
-    with pytest.raises(KitError, match="no merge that can be made again"):
+    with pytest.raises(KitError, match="not just as `merge` left it"):
         merge(config, out)
 
 
+@pytest.mark.parametrize("out, message", [("file/merged", "cannot write to"), ("x" * 300, "too long"), ("/proc/merged", "/proc")])
+def test_an_out_that_cannot_be_written_is_told_in_one_line(models, tmp_path, out, message):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(KitError, match=message):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / out)
+    assert (tmp_path / "file").read_text() == "precious" and not list(tmp_path.glob(".merge-*"))
+
+
+def test_a_result_that_is_not_finite_is_refused(models, tmp_path):
+    config = merge_config("linear", models[:2], weights=[1e6, 1e6], dtype="float16", normalize=False)
+    with pytest.raises(KitError, match="cannot merge in float16: in the result .* is NaN or infinite"):
+        merge(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".merge-*"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError("no")])
+def test_what_is_half_done_is_removed(models, tmp_path, monkeypatch, error):
+    import mergekit.merge
+
+    def half_done(config, folder, options):
+        Path(folder).mkdir()
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise error
+    monkeypatch.setattr(mergekit.merge, "run_merge", half_done)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else KitError):
+        merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "other", "tuned"]
+
+
+def test_weights_of_a_merge_are_as_readable_as_its_other_files(models, tmp_path):
+    out = merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+
+
+def test_methods_are_described():
+    rows = {name: rest for name, *rest in described()}
+    assert set(rows) == set(methods())
+    assert rows["slerp"] == ["required", "1", "t"] and rows["model_stock"][:2] == ["required", "2 or more"]
+    assert rows["linear"][:2] == ["none", "1 or more"] and rows["nuslerp"][:2] == ["optional", "2"]
+    assert CliRunner().invoke(app, ["merge", "--list"]).exit_code == 0
+
+
 def test_weights_that_add_up_to_nothing_are_refused(models):
-    with pytest.raises(KitError, match="no finite weights"):
+    with pytest.raises(KitError, match="add up to 0, and linear"):
         merge_config("linear", models[:2], weights=[1.0, -1.0])
-    with pytest.raises(KitError, match="density lies"):
+    with pytest.raises(KitError, match="density is a share"):
         merge_config("ties", models[1:2], models[0], [1.0], density=[{"filter": "mlp", "value": 1.5}, {"value": 1.0}])
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from agentcpm_kit.artefacts import write_checksums
 from agentcpm_kit.profile import Trim, load_profile
-from agentcpm_kit.train.merge import merge, methods
+from agentcpm_kit.train.merge import merge
 from agentcpm_kit.train.merge_grid import (
     Candidate,
     candidate_config,

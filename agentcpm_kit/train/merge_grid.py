@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..profile import Merge
-from .merge import Value, base_and_tuned, merge_config, methods, parameters_of
+from .merge import base_and_tuned, merge_config
+from .merge_methods import Value, methods, parameters_of
 
 WHOLE = "whole"  # no part of the model is treated differently
 FOR_PAIRS = ("slerp", "nuslerp", "nearswap", "arcee_fusion")
@@ -54,7 +55,7 @@ def whole_model_candidates(settings: Merge, tuned: int = 1, every: bool = False)
     for method in methods() if every else settings.methods:
         known = parameters_of(method)
         shares = settings.weights if {"weight", "t"} & set(known) else [1.0]
-        densities = settings.densities if "density" in known and method != "task_arithmetic" else [1.0]
+        densities = settings.densities if "density" in known else [1.0]
         if method not in (FOR_SEVERAL if tuned == 1 else FOR_PAIRS):
             found += [Candidate(method, share, density, tuned=tuned) for share in shares for density in densities]
     return found

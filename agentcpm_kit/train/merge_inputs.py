@@ -9,6 +9,7 @@ from ..errors import KitError
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id", "eos_token_id",
                    "bos_token_id", "max_position_embeddings")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -28,7 +29,7 @@ def check_inputs(models: Sequence[Path]) -> None:
         _same_shapes(first, model, shapes[first], shapes[model])
         _same_tokenizer(first, model)
     for model in models:
-        _finite(model)
+        check_finite(model, f"cannot merge {model}:")
 
 
 def _check_folder(model: Path) -> None:
@@ -58,6 +59,7 @@ def _open(shard: Path):
     from safetensors import SafetensorError, safe_open
 
     try:
+        shard.open("rb").close()  # safetensors takes a file that may not be read for one that is not there
         return safe_open(shard, "pt")
     except SafetensorError as error:
         raise KitError(f"cannot merge: {shard} is broken ({error})") from error
@@ -71,18 +73,27 @@ def dtype_of(model: Path) -> str:
     """
     _check_folder(model)
     with _open(_shards(model)[0]) as file:
-        stored = file.get_slice(next(iter(file.keys()))).get_dtype()
+        return _type(model, file.get_slice(next(iter(file.keys()))))
+
+
+def _type(model: Path, tensor) -> str:
+    stored = tensor.get_dtype()
     if stored not in DTYPES:
         raise KitError(f"cannot merge {model}: its weights are stored as {stored}; save them as {' or '.join(DTYPES.values())}")
     return DTYPES[stored]
 
 
 def _shapes(model: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, read from the headers alone."""
-    found = {}
+    """Tensor name -> shape, read from the headers alone; their types and places are checked on the way."""
+    found, places = {}, {}
     for shard in _shards(model):
         with _open(shard) as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                _type(model, tensor)
+                found[name], places[name] = tuple(tensor.get_shape()), shard.name
+    if (model / INDEX).is_file() and (odd := places.items() ^ _json(model / INDEX)["weight_map"].items()):
+        raise KitError(f"cannot merge {model}: {min(odd)[0]} is not in the shard that {INDEX} names")
     return found
 
 
@@ -100,9 +111,12 @@ def _config(model: Path) -> dict:
 
 def _json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise KitError(f"cannot merge {file.parent}: {file.name} is not JSON") from error
+    if not isinstance(found, dict):
+        raise KitError(f"cannot merge {file.parent}: {file.name} holds no JSON object")
+    return found
 
 
 def _same_shapes(first: Path, other: Path, one: dict, two: dict) -> None:
@@ -122,6 +136,8 @@ def _same_tokenizer(first: Path, other: Path) -> None:
     from transformers import AutoTokenizer
 
     def vocabulary(model: Path) -> dict[str, int]:
+        if not any((model / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one up
+            raise KitError(f"cannot merge {model}: it has no tokenizer")
         try:
             return AutoTokenizer.from_pretrained(model, local_files_only=True).get_vocab()
         except (OSError, ValueError) as error:
@@ -145,12 +161,16 @@ def other_templates(models: Sequence[Path]) -> list[Path]:
     return [model for model, template in zip(models, templates, strict=True) if template != templates[0]]
 
 
-def _finite(model: Path) -> None:
+def check_finite(model: Path, refusal: str) -> None:
+    """
+    Raises:
+        KitError: `refusal`, and the first tensor of `model` with a NaN or an infinity.
+    """
     for shard in _shards(model):
         with _open(shard) as file:
             for name in file.keys():  # noqa: SIM118
                 if not file.get_tensor(name).isfinite().all():
-                    raise KitError(f"cannot merge {model}: {name} holds a number that is NaN or infinite")
+                    raise KitError(f"{refusal} {name} holds a number that is NaN or infinite")
 
 
 def mean_change(base: Path, tuned: Path) -> float:
