@@ -7,6 +7,7 @@ from .agent.context import ContextPolicy
 from .agent.engines import open_engine
 from .agent.episode import run_episodes, world_tools
 from .agent.tokens import encode
+from .agent.trajectory import EndReason
 from .errors import KitError
 from .evaluate.scorers import is_right
 from .profile import load_profile, repo_root, set_seed
@@ -63,7 +64,7 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
     `tools` is the URL, command or config file of MCP servers whose tools the agent gets instead of the atlas's.
 
     Raises:
-        KitError: no checkpoint, the question has words that the micro model does not know, or no server.
+        KitError: no checkpoint, the question has words that the micro model does not know, no server, or the engine failed.
     """
     profile = load_profile("micro")
     set_seed(seed, profile.threads)
@@ -74,6 +75,8 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
         _refuse_unknown_words(question, engine.tokenizer)
         with _tools(tools) as factory:
             trajectory = run_episodes([task], engine, factory, profile.limits, ContextPolicy.of(profile), seed=seed)[0]
+    if trajectory.end_reason == EndReason.ENGINE_FAULT:
+        raise KitError(f"the engine failed: {trajectory.message}")
     print(f"model: {path.name}, {f'tools of {tools}' if tools else f'unseen world {number}'}")
     print_trajectory(trajectory)
     known = None if tools else next((t for t in example_tasks(number, 50) if t.question == question), None)

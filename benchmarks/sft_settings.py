@@ -18,14 +18,13 @@ from agentcpm_kit.evaluate.runner import measure, suite
 from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
 from agentcpm_kit.profile import Profile, load_profile, repo_root, set_seed
 
-TRIALS = {  # what differs from the profile's own settings
+TRIALS = {  # what differs from the profile's own settings; as many tokens each, but where epochs say otherwise
     "profile": {},
-    "1.4e-4": {"learning_rate": 1.4e-4},
-    "1.1e-4, 3 epochs, batches of 4": {"learning_rate": 1.1e-4, "epochs": 3, "batch_size": 4},
+    "1e-4": {"learning_rate": 1e-4},
+    "1e-4, batches of 2": {"learning_rate": 1e-4, "batch_size": 2},
+    "1.4e-4, batches of 2": {"learning_rate": 1.4e-4, "batch_size": 2},
     "1.4e-4, 3 epochs, batches of 4": {"learning_rate": 1.4e-4, "epochs": 3, "batch_size": 4},
-    "1.8e-4, 3 epochs, batches of 4": {"learning_rate": 1.8e-4, "epochs": 3, "batch_size": 4},
     "1.4e-4, 4 epochs, batches of 8": {"learning_rate": 1.4e-4, "epochs": 4, "batch_size": 8},
-    "2.2e-4, 3 epochs, batches of 8": {"learning_rate": 2.2e-4, "epochs": 3, "batch_size": 8},
     "3.5e-4, 3 epochs, batches of 8": {"learning_rate": 3.5e-4, "epochs": 3, "batch_size": 8},
     "epsilon 1e-8": {"adam_epsilon": 1e-8},
     "epsilon 1e-4": {"adam_epsilon": 1e-4},

@@ -1,18 +1,19 @@
 """A user's mistake: one line, the nearest valid name, exit code 2, nothing written."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.profile import repo_root
 
 
 def kit(*arguments, out=None):
-    import os
-
     environment = os.environ | ({"AGENTCPM_KIT_RESULTS": str(out)} if out else {})
     command = [sys.executable, "-c", "from agentcpm_kit.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=repo_root(), env=environment, timeout=120)
@@ -81,6 +82,24 @@ def test_doctor_json():
     assert {p["profile"] for p in report["profiles"]} == {"smoke", "micro", "small", "paper"}
     assert done.returncode == (0 if report["ready"] else 1)
     assert all(c["ok"] or c["fix"] for c in report["checks"])
+
+
+@pytest.mark.parametrize("name, message", [("model.safetensors", "cannot be read"), ("tokenizer.json", "no tokenizer in")])
+def test_ask_tells_of_a_broken_model_in_one_line(tmp_path, micro_base, name, message):
+    model = shutil.copytree(micro_base, tmp_path / "model", ignore=shutil.ignore_patterns("SHA256SUMS"))
+    os.truncate(model / name, 100) if name.startswith("model") else (model / name).unlink()
+    done = kit("ask", "Find the home of Tamex.", "--model", str(model))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+
+
+def test_ask_fails_where_the_engine_does(monkeypatch, micro_base):
+    from agentcpm_kit import ask
+    from agentcpm_kit.agent.trajectory import EndReason, Trajectory
+
+    failed = Trajectory(task_id="ask", question="q", end_reason=EndReason.ENGINE_FAULT, message="no memory")
+    monkeypatch.setattr(ask, "run_episodes", lambda *_, **__: [failed])
+    with pytest.raises(KitError, match="the engine failed: no memory"):
+        ask.ask("Find the home of Tamex.", micro_base, 0, 0)
 
 
 def test_ask_prints_a_transcript():

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from agentcpm_kit.artefacts import write_checksums
 from agentcpm_kit.cli import app
 from agentcpm_kit.errors import KitError
+from agentcpm_kit.profile import repo_root
 from agentcpm_kit.train.merge import base_and_tuned, merge, merge_config
 from agentcpm_kit.train.merge_methods import described, methods
 
@@ -145,7 +146,7 @@ def test_another_chat_template_is_told(models, tmp_path, tokenizer):
     (["--method", "ties", "--base", "{tuned}", "--weights", "1,1"], "is named twice, as the base and among the models"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--dtype", "float8"], "dtype"),
     (["--method", "della", "--base", "{base}", "--weights", "1,1", "--density", "0.95"], "(?i)epsilon"),
-    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "1.5"], "density is a share above 0 and at most 1, not 1.5"),
+    (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "1.5"], "a share above 0 and at most 1, not 1.5"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--density", "0.5", "--set", "density=0.2"], "given twice"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "weight=0.2"], "weights are given by --weights"),
     (["--method", "ties", "--base", "{base}", "--weights", "1,1", "--set", "density=true"], "density is a number, not True"),
@@ -346,6 +347,15 @@ def test_what_is_half_done_is_removed(models, tmp_path, monkeypatch, error):
 def test_weights_of_a_merge_are_as_readable_as_its_other_files(models, tmp_path):
     out = merge(base_and_tuned("linear", models[0], [models[1]], 0.5), tmp_path / "out")
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+
+
+def test_the_merge_that_the_kit_ships_can_be_made_again(tmp_path):
+    shipped = repo_root() / "data/models/micro-merge"
+    seed = shipped.joinpath("mergekit.yaml").read_text().splitlines()[0].split()[-1]
+    command = [Path(sys.executable).parent / "mergekit-yaml", shipped / "mergekit.yaml", tmp_path / "out", "--random-seed", seed]
+    done = subprocess.run(command, cwd=repo_root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (shipped / "model.safetensors").read_bytes()
 
 
 def test_methods_are_described():

@@ -17,6 +17,7 @@ from agentcpm_kit.train.merge_grid import (
     without_part,
 )
 from agentcpm_kit.train.merge_inputs import mean_change
+from agentcpm_kit.train.merge_methods import methods
 
 SETTINGS = load_profile("micro").merge
 

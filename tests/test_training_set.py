@@ -57,10 +57,10 @@ def change(trajectory, **values):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda t: t.model_dump_json()[:-40], "not JSON: invalid json"),
+    (lambda t: t.model_dump_json()[:-40], "not JSON: invalid json: .* at character"),
     (lambda t: "", "not JSON"),
     (lambda t: '{"question": "q"}', "task_id: field required"),
-    (lambda t: "[1, 2]", "not JSON: input should be an object"),
+    (lambda t: "[1, 2]", "the whole line: input should be an object"),
     (lambda t: change(t, token_ids=lambda ids: [*ids[:-1], "x"]), "contexts.0.token_ids.*integer"),
     (lambda t: change(t, token_ids=lambda ids: ids[:-1]), "token_ids and .* values of loss_mask"),
     (lambda t: change(t, token_ids=lambda ids: [99_999, *ids[1:]]), "token id 99999"),
@@ -77,6 +77,13 @@ def test_malformed_lines_are_told_by_number_and_stop_the_run(folder, found, toke
     good, malformed = read_training_set(folder / FILE, tokenizer, skip_malformed=True)
     assert good == [found[0], found[2], found[3], found[5]]
     assert [line.partition(":")[0] for line in malformed] == ["line 2", "line 5"]
+
+
+def test_a_context_that_no_agent_could_have_is_malformed(folder, found, tokenizer):
+    longest = max(len(t.context.token_ids) for t in found)
+    assert len(read_training_set(folder / FILE, tokenizer, longest=longest)[0]) == 6
+    with pytest.raises(KitError, match=rf"line \d: {longest:,} tokens, and an agent's context has {longest - 1:,} "):
+        read_training_set(folder / FILE, tokenizer, longest=longest - 1)
 
 
 def test_many_malformed_lines_are_counted_not_listed(folder, tokenizer):
@@ -111,7 +118,11 @@ def test_a_readers_own_file_is_taken(folder, smoke, micro_base, capsys):
     with pytest.raises(KitError, match="line 7"):
         load_trajectories(stage, str(folder / FILE))
     assert len(load_trajectories(stage, str(folder / FILE), skip_malformed=True)) == 6
-    assert "skipped trajectories.jsonl, line 7" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped trajectories.jsonl, line 7" in said and "would drop" not in said
+    (folder / FILE).write_text("\n".join([*lines, lines[0]]) + "\n")
+    assert len(load_trajectories(stage, str(folder / FILE))) == 7
+    assert "would drop some of these records: {'duplicate': 1}" in capsys.readouterr().out
     with pytest.raises(KitError, match="no trajectories in"):
         load_trajectories(stage, str(folder / "nowhere.jsonl"))
 

@@ -55,14 +55,17 @@ def ship_checkpoints(profile: str, seed: int = 0) -> None:
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
-            _without_machine_paths(target / "mergekit.yaml")
+            _as_shipped(target / "mergekit.yaml")
             write_checksums(target)
 
 
-def _without_machine_paths(recipe: Path) -> None:
-    """Name models from the root of the repository, wherever the run was made."""
+def _as_shipped(recipe: Path) -> None:
+    """Name models from the root of the repository, and a run's checkpoints as they are shipped: mergekit can run it there."""
     if recipe.is_file():
-        write_atomic(recipe, re.sub(r": /\S*?/((data|results)/\S+)", r": \1", recipe.read_text()))
+        text = re.sub(r": /\S*?/((data|results)/\S+)", r": \1", recipe.read_text())
+        for name, (stage, checkpoint) in SHIPPED.items():
+            text = re.sub(rf": \S+/{stage}/checkpoints/{checkpoint}$", f": data/models/{name}", text, flags=re.MULTILINE)
+        write_atomic(recipe, text)
 
 
 def store_outputs(profile: str, seed: int = 0) -> None:

@@ -9,7 +9,6 @@ from ..errors import KitError
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id", "eos_token_id",
                    "bos_token_id", "max_position_embeddings")
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -130,13 +129,13 @@ def _same_shapes(first: Path, other: Path, one: dict, two: dict) -> None:
 
 def _same_tokenizer(first: Path, other: Path) -> None:
     """Row i of the embeddings must mean the same token in both."""
-    from ..agent.engines.loading import quiet_libraries
+    from ..agent.engines.loading import has_tokenizer, quiet_libraries
 
     quiet_libraries()
     from transformers import AutoTokenizer
 
     def vocabulary(model: Path) -> dict[str, int]:
-        if not any((model / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one up
+        if not has_tokenizer(model):
             raise KitError(f"cannot merge {model}: it has no tokenizer")
         try:
             return AutoTokenizer.from_pretrained(model, local_files_only=True).get_vocab()

@@ -26,8 +26,11 @@ def save_trajectories(folder: Path, trajectories: list[Trajectory], make_card: C
     return card
 
 
-def read_training_set(path: Path, tokenizer, skip_malformed: bool = False) -> tuple[list[Trajectory], list[str]]:
+def read_training_set(path: Path, tokenizer, skip_malformed: bool = False, longest: int | None = None,
+                      ) -> tuple[list[Trajectory], list[str]]:
     """The trajectories of a jsonl file, and what is wrong with each malformed line ("line 7: ...").
+
+    A context of more than `longest` tokens is wrong too: the agent of the profile could never get that far.
 
     Raises:
         KitError: no file, nothing to learn from in it, or malformed lines and not told to skip them; the lines are named.
@@ -37,7 +40,7 @@ def read_training_set(path: Path, tokenizer, skip_malformed: bool = False) -> tu
     good, malformed = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            good.append(_parsed(line, tokenizer))
+            good.append(_parsed(line, tokenizer, longest))
         except ValueError as error:
             malformed.append(f"line {number}: {_in_short(error)}")
     if malformed and not skip_malformed:
@@ -49,7 +52,7 @@ def read_training_set(path: Path, tokenizer, skip_malformed: bool = False) -> tu
     return good, malformed
 
 
-def _parsed(line: bytes, tokenizer) -> Trajectory:
+def _parsed(line: bytes, tokenizer, longest: int | None) -> Trajectory:
     """
     Raises:
         ValueError: the line is no trajectory that `tokenizer`'s model can learn from.
@@ -58,6 +61,9 @@ def _parsed(line: bytes, tokenizer) -> Trajectory:
     for context in trajectory.contexts:
         if len(context.token_ids) != len(context.loss_mask):
             raise ValueError(f"{len(context.token_ids)} token_ids and {len(context.loss_mask)} values of loss_mask")
+        if longest and len(context.token_ids) > longest:
+            raise ValueError(f"{len(context.token_ids):,} tokens, and an agent's context has {longest:,} "
+                             "(limits.max_context_tokens)")
         if odd := [m for m in context.loss_mask if m not in (0, 1)]:
             raise ValueError(f"loss_mask holds {odd[0]}; it is 1 on what is learned, else 0")
         if strange := [i for i in context.token_ids if not 0 <= i < size]:
@@ -71,7 +77,8 @@ def _parsed(line: bytes, tokenizer) -> Trajectory:
 def _in_short(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg'].lower()}"
+        place = ".".join(map(str, first["loc"])) or ("not JSON" if first["type"] == "json_invalid" else "the whole line")
+        return f"{place}: {first['msg'].lower().replace('at line 1 column', 'at character')}"
     return str(error)
 
 
@@ -79,7 +86,7 @@ def load_trajectories(stage, path: str = "", skip_malformed: bool = False) -> li
     """The training set of notebook 03, or, if that was not run, the oracle's part of it, made again in seconds.
 
     With `path` (absolute, or from the repository's root), the trajectories of a file of the reader's own instead. Lines that
-    are skipped are printed.
+    are skipped are printed, and what notebook 03 would have filtered out of the reader's records is counted.
 
     Raises:
         KitError: as `read_training_set`; or the files of notebook 03 differ from their checksums.
@@ -92,7 +99,9 @@ def load_trajectories(stage, path: str = "", skip_malformed: bool = False) -> li
         tasks = training_tasks(stage.profile, stage.profile.trajectories.oracle, 2 * stage.seed)
         return keep_good(oracle_trajectories(tasks, tokenizer, stage.profile).trajectories).kept
     file = repo_root() / path if path else stage.artefact("03_trajectories", "trajectories") / FILE
-    found, malformed = read_training_set(file, tokenizer, skip_malformed)
+    found, malformed = read_training_set(file, tokenizer, skip_malformed, stage.profile.limits.max_context_tokens)
     for line in malformed:
         print(f"skipped {file.name}, {line}")
+    if dropped := keep_good(found).dropped if path else {}:
+        print(f"note: the filters of notebook 03 would drop some of these records: {dict(dropped)}")
     return found

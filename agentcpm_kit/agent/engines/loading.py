@@ -23,7 +23,7 @@ def load_tokenizer(path: Path | str):
     """Tokenizer of a local folder, whose checksums are verified where it has them.
 
     Raises:
-        KitError: missing folder, or a file that differs from its checksum.
+        KitError: missing folder, no tokenizer in it, or a file that differs from its checksum.
     """
     quiet_libraries()
     from transformers import AutoTokenizer
@@ -35,20 +35,31 @@ def load_tokenizer(path: Path | str):
         raise KitError(f"no model in {path}; `agentcpm-kit doctor` tells what makes it")
     if (folder / "SHA256SUMS").is_file():
         verify_checkpoint(folder)
+    if not has_tokenizer(folder):
+        raise KitError(f"no tokenizer in {path}")
     return AutoTokenizer.from_pretrained(folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a vocabulary is there; where none is, transformers makes an empty one up."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"))
 
 
 def load_model(path: Path | str, dtype: str = "float32"):
     """Model (on the GPU where there is one) and tokenizer from a local folder.
 
     Raises:
-        KitError: as `load_tokenizer`.
+        KitError: as `load_tokenizer`, or the weights are missing or broken.
     """
     tokenizer = load_tokenizer(path)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    except (SafetensorError, OSError) as error:
+        raise KitError(f"the weights in {path} cannot be read: {' '.join(str(error).split())}") from error
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
