@@ -4,6 +4,7 @@ Whoever needs room takes the lowest free block, and now and then the last blocks
 close together: `attention` reads them all at once.
 """
 
+import weakref
 from heapq import heappop, heappush
 
 import torch
@@ -24,7 +25,7 @@ class BlockLayer(CacheLayerMixin):
 
     def __init__(self, owner: "BlockCache"):
         super().__init__()
-        self.owner, self.ready = owner, 0
+        self.owner, self.ready = weakref.proxy(owner), 0  # a circle would hold all keys and values until the collector comes
 
     def lazy_initialization(self, key_states, value_states) -> None:
         dtype = torch.float32 if key_states.device.type == "cpu" else key_states.dtype
