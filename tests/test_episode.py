@@ -296,6 +296,7 @@ def test_a_turn_cut_at_its_limit_is_closed_but_not_learned(tokenizer):
     first = len(said(tokenizer, PAGES[0], stopped=False).ids) + context.prompt_length
     assert (context.token_ids[first], context.loss_mask[first], context.logprobs[first]) == (end, 0, 0.0)
     assert found.end_reason == EndReason.ANSWERED and sum(context.loss_mask) == found.tokens_generated
+    assert [step.cut for step in found.steps] == [True, False]
 
 
 def test_inexact_ids_are_marked(tokenizer):

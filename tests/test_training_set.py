@@ -153,8 +153,10 @@ def test_every_reason_to_drop_has_its_why(found):
     spoiled[0].correct = False
     spoiled[1].steps[0].status = "repeat_error"
     spoiled[2].steps = spoiled[2].steps[:2]
+    spoiled.append(found[4].model_copy(deep=True))
+    spoiled[4].steps[1].cut = True
     dropped = keep_good([*spoiled, found[3]]).dropped
-    assert set(dropped) == {"wrong", "faulty_step", "too_short", "duplicate"} and set(dropped) <= set(FILTERS)
+    assert set(dropped) == {"wrong", "faulty_step", "cut_off", "too_short", "duplicate"} and set(dropped) <= set(FILTERS)
 
 
 def test_padding_by_hand():

@@ -145,7 +145,7 @@ class Episode:
 
     def _turn(self) -> Play:
         """One turn: think, act, read. The reason why the episode ends with it, or None."""
-        step, calls, stopped = yield from self._think()
+        step, calls = yield from self._think()
         if self.trajectory.answer is not None:
             return EndReason.ANSWERED
         if not calls and not step.errors:
@@ -157,7 +157,7 @@ class Episode:
         self.trajectory.steps[-1] = step = acted
         if self.policy.writes:
             yield from self._condense(step)
-        return (yield from self._go_on(step, stopped))
+        return (yield from self._go_on(step))
 
     def _end(self, reason: EndReason, message: str = "") -> None:
         self.trajectory.end_reason, self.trajectory.contexts = reason, self.history.contexts
@@ -171,7 +171,7 @@ class Episode:
         text = sample.text(self.renderer.tokenizer)
         parsed = parse_tool_calls(text)
         self.history.add_turn(sample.ids, sample.logprobs, text, parsed)
-        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(sample.ids),
+        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(sample.ids), cut=not sample.stopped,
                     context=len(self.history.contexts) - 1, engine_seconds=time.perf_counter() - started,
                     calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls], errors=parsed.errors)
         self.trajectory.steps.append(step)
@@ -179,7 +179,7 @@ class Episode:
         self.trajectory.answer = extract_answer(parsed)
         if parsed.errors or (not parsed.tool_calls and self.trajectory.answer is None):
             step.status = "format_error"
-        return step, parsed.tool_calls, sample.stopped
+        return step, parsed.tool_calls
 
     def _repeated(self, step: Step) -> bool:
         """Whether the same text came too often; the second time it is marked."""
@@ -194,11 +194,11 @@ class Episode:
         """Tokens that a context may have before a turn."""
         return self.limits.max_context_tokens - self.limits.max_new_tokens
 
-    def _go_on(self, step: Step, stopped: bool) -> Play:
+    def _go_on(self, step: Step) -> Play:
         """Hand the results over, unless a limit is reached."""
         if limit := self._limit():
             return limit
-        if self.history.add_results(step.results, stopped, self._room):
+        if self.history.add_results(step.results, not step.cut, self._room):
             return None
         return (yield from self._reset_or(EndReason.CONTEXT_LIMIT))
 

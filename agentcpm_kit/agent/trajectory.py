@@ -40,6 +40,7 @@ class Step(BaseModel):
     status: str = "completed"  # or tool_failed, format_error, repeat_error (reference, section 7)
     context: int = 0
     tokens_generated: int = 0
+    cut: bool = False  # the turn ran out of `max_new_tokens` before its end token
     tokens_read: int = 0
     tokens_shown: int = 0
     condenser_read: int = 0

@@ -19,6 +19,7 @@ FILTERS = {  # why an episode is not learned from; the first that holds counts
     **dict.fromkeys((r.value for r in EndReason if r != EndReason.ANSWERED), "ended without an answer; the name is the reason"),
     "wrong": "the answer is not the gold one",
     "faulty_step": "a call failed, could not be read, or was repeated: the step would be learned with the rest",
+    "cut_off": "a turn ran out of tokens: its end would not be learned",
     "too_short": "right without having opened a page: a guess (the reference's min_turns)",
     "duplicate": "the same tokens as an earlier record",
 }
@@ -69,6 +70,8 @@ def _fault_of(trajectory: Trajectory) -> str | None:
         return "wrong"
     if any(step.status != "completed" for step in trajectory.steps):
         return "faulty_step"
+    if any(step.cut for step in trajectory.steps):
+        return "cut_off"
     # Right without having opened a page: a guess, and nothing to learn from (the reference's `min_turns`).
     return "too_short" if trajectory.turns < 3 else None
 
