@@ -323,6 +323,14 @@ def test_an_out_that_cannot_be_written_is_told_in_one_line(models, tmp_path, out
     assert (tmp_path / "file").read_text() == "precious" and not list(tmp_path.glob(".merge-*"))
 
 
+def test_linear_takes_weights_by_part(models, tmp_path):
+    by_part = [[{"filter": "mlp", "value": w}, {"value": 1.0 - w}] for w in (0.25, 0.75)]
+    merged = weights(merge(merge_config("linear", models[:2], weights=by_part), tmp_path / "out"))
+    for name, value in weights(models[0]).items():
+        share = 0.75 if "mlp" in name else 0.25
+        torch.testing.assert_close(merged[name], (1 - share) * value + share * weights(models[1])[name], rtol=1e-5, atol=1e-6)
+
+
 def test_a_result_that_is_not_finite_is_refused(models, tmp_path):
     config = merge_config("linear", models[:2], weights=[1e6, 1e6], dtype="float16", normalize=False)
     with pytest.raises(KitError, match="cannot merge in float16: in the result .* is NaN or infinite"):

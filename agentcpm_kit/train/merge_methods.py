@@ -67,7 +67,8 @@ def check_models(method: str, models: Sequence[Path], base: Path | None) -> None
     if not base and contract.base.value == "required":
         raise KitError(f"the merge method {method} needs a base model (--base on the command line)")
     if twice := [model for model in everyone if everyone.count(model) > 1]:
-        raise KitError(f"{twice[0]} is named twice{', as the base and among the models' if base else ''}; name it once")
+        where = ", as the base and among the models" if base and twice[0] == everyone[0] else ""
+        raise KitError(f"{twice[0]} is named twice{where}; name it once")
     try:
         contract.validate_ids(everyone, everyone[0] if base else None)
     except ValueError as error:
@@ -113,10 +114,11 @@ def check_weights(method: str, models: Sequence[Path], weights: Sequence[Value],
     if takes_weights and len(weights) != len(models):
         raise KitError(f"the merge method {method} takes one weight for each model: {len(models)} are wanted, "
                        f"{len(weights)} given")
-    numbers = [weight for weight in weights if not isinstance(weight, list)]
-    if weights and len(numbers) == len(weights) and not any(numbers):
+    if not weights or any(isinstance(weight, list) for weight in weights):  # weights by part may leave a part out
+        return
+    if not any(weights):
         raise KitError("the weights are all 0: nothing would be merged")
-    if method in BY_SUM and by_sum and abs(sum(numbers)) < 1e-6:
+    if method in BY_SUM and by_sum and abs(sum(weights)) < 1e-6:
         raise KitError(f"the weights add up to 0, and {method} divides them by their sum")
 
 
