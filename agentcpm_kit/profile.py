@@ -149,9 +149,11 @@ class Merge(Section):
     densities: list[float]  # share of a difference's entries that is kept
     parts: dict[str, dict[str, Trim]] = {}  # recipes: name -> text in a tensor's name -> trim; other tensors are kept whole
     scales: list[float] = [1.0]  # what all of a difference trimmed by parts is multiplied by
+    runs: Literal[1, 2] = 1  # SFT models merged with the base; the second learns the same records in another order
     validation_tasks: int  # per number of hops, for each merge of the map
-    finalists: int = 5  # so many are measured again, on `final_tasks`
+    finalists: int = 5  # so many of one run, and of two, are measured again, on `final_tasks`
     final_tasks: int
+    margin: float = 0.01  # of SFT's success: finalists may miss what they have to keep by this much, the chosen merge exceeds it
     lora_rank: int = 32  # the baselines beside the merges: an adapter that is scaled down,
     lora_learning_rate: float = 1e-3
     kl: list[float] = [1.0]  # a loss that holds the model near its base, by its weights,

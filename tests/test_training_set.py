@@ -63,6 +63,7 @@ def change(trajectory, **values):
     (lambda t: "[1, 2]", "the whole line: input should be an object"),
     (lambda t: change(t, token_ids=lambda ids: [*ids[:-1], "x"]), "contexts.0.token_ids.*integer"),
     (lambda t: change(t, token_ids=lambda ids: ids[:-1]), "token_ids and .* values of loss_mask"),
+    (lambda t: change(t, logprobs=lambda values: values[:-1]), "token_ids and .* logprobs"),
     (lambda t: change(t, token_ids=lambda ids: [99_999, *ids[1:]]), "token id 99999"),
     (lambda t: change(t, loss_mask=lambda mask: [0] * len(mask)), "no sampled token"),
     (lambda t: change(t, loss_mask=lambda mask: [1, *mask[1:]]), "1 tokens to be learned stand outside"),

@@ -21,7 +21,8 @@ from .claims import judge_claims, metric_text
 from .results import finished_stages, over_seeds
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
-SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
+SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-sft-second": ("05_merge", "second-run"),
+           "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
 LARGEST_ROWS = 400_000  # bytes; evidence is committed small
 
 

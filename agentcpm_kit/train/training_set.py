@@ -61,6 +61,8 @@ def _parsed(line: bytes, tokenizer, longest: int | None) -> Trajectory:
     for context in trajectory.contexts:
         if len(context.token_ids) != len(context.loss_mask):
             raise ValueError(f"{len(context.token_ids)} token_ids and {len(context.loss_mask)} values of loss_mask")
+        if context.logprobs and len(context.logprobs) != len(context.token_ids):  # SFT does not need them
+            raise ValueError(f"{len(context.token_ids)} token_ids and {len(context.logprobs)} logprobs")
         if longest and len(context.token_ids) > longest:
             raise ValueError(f"{len(context.token_ids):,} tokens, and an agent's context has {longest:,} "
                              "(limits.max_context_tokens)")
