@@ -153,7 +153,7 @@ class Merge(Section):
     validation_tasks: int  # per number of hops, for each merge of the map
     finalists: int = 5  # so many of one run, and of two, are measured again, on `final_tasks`
     final_tasks: int
-    margin: float = 0.01  # of SFT's success: finalists may miss what they have to keep by this much, the chosen merge exceeds it
+    margin: float = 0.03  # finalists may miss the share of success that they have to keep by so much: about a standard error
     lora_rank: int = 32  # the baselines beside the merges: an adapter that is scaled down,
     lora_learning_rate: float = 1e-3
     kl: list[float] = [1.0]  # a loss that holds the model near its base, by its weights,

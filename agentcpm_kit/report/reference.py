@@ -126,6 +126,23 @@ def merging_table(profile: str) -> str:
     return "\n".join([*lines, f"| mean | {' | '.join(means)} | |"])
 
 
+ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "merge of two runs and the base",
+        "mean_two_runs": "mean of two runs, without the base", "lora": "LoRA, scaled", "kl": "SFT held near the base by KL",
+        "replay": "SFT with replay"}
+
+
+def arms_table(profile: str) -> str:
+    """Markdown table of the best of every way to forget less, means over the seeds that have it."""
+    measured = over_seeds(s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge")["05_merge"]
+    columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
+               "kept_share": "of success kept"}
+    lines = [f"| | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    for arm, name in ARMS.items():
+        if f"{arm}_success" in measured:
+            lines.append(f"| {name} | {' | '.join(metric_text(measured[f'{arm}_{c}']) for c in columns)} |")
+    return "\n".join(lines)
+
+
 def families_table(profile: str, seed: str = "seed0") -> str:
     """Markdown table of what notebook 01 measured on the eight families."""
     metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
@@ -155,7 +172,7 @@ def rollouts_table(_profile: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"claims": claims_table, "merging": merging_table, "families": families_table, "costs": costs_table,
+TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "families": families_table, "costs": costs_table,
           "rollouts": rollouts_table}
 
 
