@@ -188,9 +188,8 @@ class Stage:
         Raises:
             KitError: neither is there; names the notebook that makes it. Or its files differ from their checksums.
         """
-        earlier = stage_folder(self.profile.name, self.seed, stage)
-        own, spare = earlier / "checkpoints" / name, repo_root() / shipped if shipped and self._is_micro else None
-        if (earlier / "DONE").is_file() and own.is_dir():
+        own, spare = self._of_this_run(stage, name), repo_root() / shipped if shipped and self._is_micro else None
+        if own:
             path, origin = own, f"{stage} of this run"
         elif spare and spare.is_dir():
             path, origin = spare, f"shipped with the kit ({shipped})"
@@ -204,13 +203,19 @@ class Stage:
         print(f"{name}: {origin}")
         return path
 
-    def parameters_of(self, stage: str) -> dict:
-        """With which notebook parameters an earlier stage of this run was made.
-
-        Empty if it was not run: shipped checkpoints, which then stand in, were made with the notebooks' own defaults.
-        """
+    def _of_this_run(self, stage: str, name: str) -> Path | None:
+        """A checkpoint of an earlier stage, if that is finished and the checkpoint is still there."""
         earlier = stage_folder(self.profile.name, self.seed, stage)
-        return json.loads((earlier / "config.json").read_text())["parameters"] if (earlier / "DONE").is_file() else {}
+        found = earlier / "checkpoints" / name
+        return found if (earlier / "DONE").is_file() and found.is_dir() else None
+
+    def parameters_of(self, stage: str, name: str) -> dict:
+        """With which notebook parameters the checkpoint `name` of an earlier stage of this run was made.
+
+        Empty if it is not there: a shipped one, which then stands in, was made with the notebook's own defaults.
+        """
+        found = self._of_this_run(stage, name)
+        return json.loads((found.parents[1] / "config.json").read_text())["parameters"] if found else {}
 
     @property
     def _is_micro(self) -> bool:

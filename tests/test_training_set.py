@@ -8,6 +8,7 @@ from agentcpm_kit.agent.tokens import assistant_mask
 from agentcpm_kit.agent.trajectory import Trajectory
 from agentcpm_kit.artefacts import file_sha256, verify_checkpoint
 from agentcpm_kit.errors import KitError
+from agentcpm_kit.profile import repo_root
 from agentcpm_kit.train.card import dataset_card
 from agentcpm_kit.train.data import FILTERS, keep_good, learned_outside, oracle_trajectories, padding_share, training_tasks
 from agentcpm_kit.train.training_set import FILE, load_trajectories, read_training_set, save_trajectories
@@ -167,3 +168,12 @@ def test_padding_by_hand():
 
 def test_a_trajectory_without_a_context_teaches_nothing(tokenizer):
     assert learned_outside(Trajectory(task_id="t", question="q"), tokenizer) == 0
+
+
+def test_the_example_for_a_file_of_ones_own_is_read(tmp_path, tokenizer):
+    text = (repo_root() / "data/README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("data/models", str(repo_root() / "data/models")).replace("mine.jsonl", str(tmp_path / "mine.jsonl"))
+    exec(code, {})
+    [record], malformed = read_training_set(tmp_path / "mine.jsonl", tokenizer)
+    assert record.task_id == "mine-1" and not malformed and sum(record.context.loss_mask) == 3  # two words, the end

@@ -132,11 +132,12 @@ ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "mer
 
 
 def arms_table(profile: str) -> str:
-    """Markdown table of the best of every way to forget less, means over the seeds that have it."""
+    """Markdown table of SFT and the best of each way to forget less that was tested, means over the seeds that have it."""
     measured = over_seeds(s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge")["05_merge"]
     columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
                "kept_share": "of success kept"}
-    lines = [f"| | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    lines = [f"| | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|",
+             f"| SFT | {metric_text(measured['sft_success'])} | {metric_text(measured['sft_general'])} | 0 | 1 |"]
     for arm, name in ARMS.items():
         if f"{arm}_success" in measured:
             lines.append(f"| {name} | {' | '.join(metric_text(measured[f'{arm}_{c}']) for c in columns)} |")
