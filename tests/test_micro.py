@@ -13,6 +13,7 @@ from agentcpm_kit.micro.batches import Curriculum, encode
 from agentcpm_kit.micro.build import new_model, reading_accuracy
 from agentcpm_kit.micro.induction import OFFSETS
 from agentcpm_kit.micro.skills import draw_items
+from agentcpm_kit.report.reference import SHIPPED
 from agentcpm_kit.world import Tools, make_world
 
 
@@ -86,7 +87,7 @@ def test_shipped_base_is_small_whole_and_qwen3(micro_base):
     assert "<tool_call>" in tokenizer.chat_template and "<think>" in tokenizer.chat_template
 
 
-@pytest.mark.parametrize("name", ["micro-sft", "micro-merge", "micro-rl"])
+@pytest.mark.parametrize("name", list(SHIPPED))
 def test_shipped_checkpoints_were_trained_from_the_shipped_base(micro_base, name):
     verify_checkpoint(micro_base.parent / name)
     for file in ("config.json", "tokenizer.json", "chat_template.jinja"):
