@@ -71,19 +71,15 @@ def _title(stage: StageResult) -> str:
 
 
 def _claims(stages: list[StageResult]) -> list[str]:
-    """One table per seed: the claim, what the paper reports, what was measured, the verdict."""
+    """One table per seed that has verdicts: the claim, what the paper reports, what was measured, the verdict."""
     tables = []
-    for seed in dict.fromkeys(s.seed for s in stages):
-        verdicts = next((s for s in stages if s.seed == seed and s.name.startswith("10")), None)
-        if verdicts is None:
-            tables.append("<p>Stage <code>claims</code> was not run: no verdicts.</p>")
-            continue
+    for verdicts in (s for s in stages if s.name.startswith("10")):
         rows = [json.loads(line) for line in (verdicts.folder / "rows.jsonl").read_text().splitlines()]
         cells = [_claim(i, r, verdicts, stages) for i, r in enumerate(rows) if r["kind"] == "claim"]
         tables.append("<table><tr><th>claim</th><th>paper</th><th>measured here: value [interval], n</th><th>verdict</th>"
                       f"</tr>{''.join(cells)}</table><p>{number(f'{verdicts.path}/env.json#seed', _seed(verdicts))}"
                       " is the seed. Intervals cover the true value in nineteen of twenty cases.</p>")
-    return tables
+    return tables or ["<p>Stage <code>claims</code> was not run: no verdicts.</p>"]
 
 
 def _seed(stage: StageResult) -> int:
@@ -111,6 +107,8 @@ def _metric(source: str, m: dict) -> str:
 def _section(name: str, stages: list[StageResult]) -> str:
     parts = [f'<h2 id="{name}">{_title(stages[0])}</h2>']
     for stage in stages:
+        if len(stages) > 1:
+            parts.append(f"<h3>seed {number(f'{stage.path}/env.json#seed', _seed(stage))}</h3>")
         rows = "".join(f"<tr><td>{number(f'{stage.path}/metrics.json#{key}', key)}</td><td class=n>"
                        f"{_metric(f'{stage.path}/metrics.json#{key}', m)}</td><td>{escape(m['unit'])}</td></tr>"
                        for key, m in stage.metrics.items())
