@@ -133,7 +133,7 @@ ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "mer
 
 def arms_table(profile: str) -> str:
     """Markdown table of SFT and the best of each way to forget less that was tested, means over the seeds that have it."""
-    measured = over_seeds(s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge")["05_merge"]
+    measured = over_seeds(finished_stages(reference_folder(profile)))["05_merge"]
     columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
                "kept_share": "of success kept"}
     lines = [f"| | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|",
