@@ -53,7 +53,7 @@ def grouped_bars(axes, groups: Sequence[str], series: dict[str, Sequence[dict]],
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(ylabel)
     axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))  # above: bars reach the top
 
 
 def curve(axes, points: Sequence[dict], label: str, number: int = 0) -> None:
