@@ -66,6 +66,14 @@ def test_horizon_notices_a_reason_that_the_tools_did_not_see(monkeypatch):
     assert not part.is_right(trajectory, part.tasks[0])
 
 
+def test_a_trial_of_twice_the_records_has_as_many_steps(smoke):
+    import sft_settings
+
+    once, twice = (sft_settings.records(name, smoke, 0) for name in ("profile", sft_settings.TWICE))
+    assert load_profile("micro").sft.epochs == 2 * sft_settings.TRIALS[sft_settings.TWICE]["epochs"]
+    assert len(twice) == 2 * len(once)
+
+
 def test_a_fingerprint_sees_the_last_bit():
     import horizon
 
@@ -136,5 +144,5 @@ def test_settings_are_tried_once_and_measured_merged(monkeypatch, tmp_path, smok
     monkeypatch.setattr(sys, "argv", ["sft_settings.py", *map(str, arguments)])
     assert sft_settings.main() == 0 and sft_settings.main() == 0
     rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 1 and rows[0]["n"] == 6
+    assert len(rows) == 1 and rows[0]["n"] == 6 and 0 < (tmp_path / "out/settings.png").stat().st_size < 100_000
     assert {f"{kind}{what}" for kind in ("", "linear: ", "by parts: ") for what in ("success", "general")} <= set(rows[0])
