@@ -8,6 +8,7 @@ the tables between the markers of README.md.
 import json
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -100,15 +101,18 @@ def _clean(output):
     return output
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 def claims_table(profile: str) -> str:
     """Markdown table of the committed reference runs: over seeds, where several were kept."""
     metrics = over_seeds(finished_stages(reference_folder(profile)))
-    lines = ["| claim of the paper | reported | measured on micro: value [95% interval], n | verdict |",
-             "| --- | --- | --- | --- |"]
+    rows = []
     for claim in judge_claims(lambda name: metrics.get(name, {})):
         measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
-        lines.append(f"| {claim['claim']} | {claim['paper']} | {measured or '-'} | **{claim['verdict']}** |")
-    return "\n".join(lines)
+        rows.append((claim["claim"], claim["paper"], measured or "-", f"**{claim['verdict']}**"))
+    return markdown_table(["claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
 
 
 def merging_table(profile: str) -> str:
@@ -116,14 +120,13 @@ def merging_table(profile: str) -> str:
     stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
     columns = {"sft_success": "SFT: tasks solved", "sft_general": "general ability", "merge_success": "merge: tasks solved",
                "merge_general": "general ability", "recovered_share": "of the loss recovered", "kept_share": "of success kept"}
-    lines = [f"| seed | {' | '.join(columns.values())} | chosen on validation worlds |", "| --- " * (len(columns) + 2) + "|"]
+    rows = []
     for stage in stages:
         chosen = next(r["candidate"] for r in read_jsonl(stage.folder / "rows.jsonl") if r["kind"] == "chosen")
-        lines.append(f"| {stage.seed.removeprefix('seed')} | " + " | ".join(f"{stage.metrics[c]['value']:.2f}" for c in columns)
-                     + f" | {chosen} |")
+        rows.append((stage.seed.removeprefix("seed"), *(f"{stage.metrics[c]['value']:.2f}" for c in columns), chosen))
     combined = over_seeds(stages)["05_merge"]
-    means = [f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in columns]
-    return "\n".join([*lines, f"| mean | {' | '.join(means)} | |"])
+    means = (f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in columns)
+    return markdown_table(["seed", *columns.values(), "chosen on validation worlds"], [*rows, ("mean", *means, "")])
 
 
 ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "merge of two runs and the base",
@@ -136,41 +139,33 @@ def arms_table(profile: str) -> str:
     measured = over_seeds(finished_stages(reference_folder(profile)))["05_merge"]
     columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
                "kept_share": "of success kept"}
-    lines = [f"| | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|",
-             f"| SFT | {metric_text(measured['sft_success'])} | {metric_text(measured['sft_general'])} | 0 | 1 |"]
-    for arm, name in ARMS.items():
-        if f"{arm}_success" in measured:
-            lines.append(f"| {name} | {' | '.join(metric_text(measured[f'{arm}_{c}']) for c in columns)} |")
-    return "\n".join(lines)
+    sft = ("SFT", metric_text(measured["sft_success"]), metric_text(measured["sft_general"]), 0, 1)
+    arms = [(name, *(metric_text(measured[f"{arm}_{c}"]) for c in columns))
+            for arm, name in ARMS.items() if f"{arm}_success" in measured]
+    return markdown_table(["way", *columns.values()], [sft, *arms])
 
 
 def families_table(profile: str, seed: str = "seed0") -> str:
     """Markdown table of what notebook 01 measured on the eight families."""
     metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
-    lines = ["| family | stands in for | skill | oracle | closed book | first hit |", "| --- | --- | --- | --- | --- | --- |"]
-    for family, (benchmark, skill) in FAMILIES.items():
-        measured = " | ".join(metric_text(metrics[f"{how}_{family}"]) for how in ("oracle", "closed_book", "first_hit"))
-        lines.append(f"| `{family}` | {benchmark} | {skill} | {measured} |")
-    return "\n".join(lines)
+    rows = [(f"`{family}`", *told, *(metric_text(metrics[f"{how}_{family}"]) for how in ("oracle", "closed_book", "first_hit")))
+            for family, told in FAMILIES.items()]
+    return markdown_table(["family", "stands in for", "skill", "oracle", "closed book", "first hit"], rows)
 
 
 def costs_table(_profile: str) -> str:
     """Markdown table of benchmarks/world.py."""
-    lines = ["| pages | build with index (s) | peak memory (MB) | query, median (ms) | query, 99% (ms) |",
-             "| --- | --- | --- | --- | --- |"]
-    for r in read_jsonl(reference_folder("benchmarks") / "world/rows.jsonl"):
-        values = (f"{r['pages']:,}", r["build_s"], f"{r['peak_mb']:,}", r["query_median_ms"], r["query_p99_ms"])
-        lines.append(f"| {' | '.join(map(str, values))} |")
-    return "\n".join(lines)
+    rows = [(f"{r['pages']:,}", r["build_s"], f"{r['peak_mb']:,}", r["query_median_ms"], r["query_p99_ms"])
+            for r in read_jsonl(reference_folder("benchmarks") / "world/rows.jsonl")]
+    return markdown_table(["pages", "build with index (s)", "peak memory (MB)", "query, median (ms)", "query, 99% (ms)"], rows)
 
 
 def rollouts_table(_profile: str) -> str:
     """Markdown table of benchmarks/rollout.py."""
-    lines = ["| who generates | episodes/s | tokens/s | ours is faster by | same answers |", "| --- | --- | --- | --- | --- |"]
-    for r in json.loads((reference_folder("benchmarks") / "rollout/rollout.json").read_text())["rows"]:
-        values = (r["what"], r["episodes_per_s"], f"{r['tokens_per_s']:,.0f}", r["kit_is_faster"], f"{r['equal_answers']:.1%}")
-        lines.append(f"| {' | '.join(map(str, values))} |")
-    return "\n".join(lines)
+    found = json.loads((reference_folder("benchmarks") / "rollout/rollout.json").read_text())["rows"]
+    rows = [(r["what"], r["episodes_per_s"], f"{r['tokens_per_s']:,.0f}", r["kit_is_faster"], f"{r['equal_answers']:.1%}")
+            for r in found]
+    return markdown_table(["who generates", "episodes/s", "tokens/s", "ours is faster by", "same answers"], rows)
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "families": families_table, "costs": costs_table,
