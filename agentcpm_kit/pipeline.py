@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -26,7 +25,18 @@ from .errors import KitError, unknown
 from .files import append_jsonl, write_atomic, write_json
 from .monitor import Monitor
 from .profile import Profile, load_profile, refuse_resets, repo_root, results_root
-from .stage import RUNNER_VARIABLE, check_writable, input_hash, is_done, notebooks, stage_folder
+from .stage import (
+    RUNNER_VARIABLE,
+    check_writable,
+    clear,
+    input_hash,
+    is_done,
+    mark_done,
+    notebooks,
+    previous_folder,
+    stage_folder,
+    take_back,
+)
 
 COMMON = ("profile", "seed")
 
@@ -152,12 +162,13 @@ def refuse_impossible(profile: Profile, names: list[str]) -> None:
 def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monitor: Monitor) -> None:
     folder, log = stage_folder(settings.name, seed, name), stage_folder(settings.name, seed, "run.jsonl")
     inputs = input_hash(name, settings, seed, params)  # before the work: code edited meanwhile did not make the result
+    take_back(folder, inputs)
     if not force and is_done(folder, inputs):
         monitor.skipped(name)
         append_jsonl(log, {"stage": name, "seconds": 0.0, "skipped": True})
         return
     if force:
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
     started = time.time()
     with monitor.stage(name, folder):
         partial = folder / "partial.ipynb"
@@ -165,7 +176,7 @@ def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monito
     usage = {"seconds": round(time.time() - started, 1), "peak_memory_gb": monitor.peak_gb}
     _complete(name, folder, usage)
     append_jsonl(log, {"stage": name, "skipped": False, **usage})
-    write_atomic(folder / "DONE", inputs + "\n")
+    mark_done(folder, inputs)
 
 
 def _complete(name: str, folder: Path, usage: dict) -> None:
@@ -212,7 +223,7 @@ def _own_kernel() -> type:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
 
     class OwnKernel(AsyncKernelManager):
         @property
@@ -263,7 +274,9 @@ def _failure(name: str, partial: Path, error: Exception) -> str:
         what = f"{error.ename}: {error.evalue}"
     else:
         what = "the kernel died; if the machine ran out of memory, choose a smaller profile"
-    return f"notebooks/{name}.ipynb failed in {where}: {what}\n  the partial notebook is in {kept}"
+    before = previous_folder(partial.parent)
+    told = f"\n  the finished result from before is in {before}; its own command brings it back" if before.is_dir() else ""
+    return f"notebooks/{name}.ipynb failed in {where}: {what}\n  the partial notebook is in {kept}{told}"
 
 
 def _failed_cell(partial: Path) -> str:

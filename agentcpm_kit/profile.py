@@ -9,16 +9,39 @@ import os
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from .errors import KitError, unknown
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def changed(self, **values) -> Self:
+        """A copy with other values, checked as a profile's are.
+
+        Raises:
+            KitError: an unknown name or a value out of its range.
+        """
+        try:
+            return type(self).model_validate(self.model_dump() | values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise KitError(f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg'].lower()}") from error
 
 
 class Machine(Section):
@@ -124,14 +147,14 @@ class Trajectories(Section):
 
 class SFT(Section):
     backend: Literal["unsloth", "trl"]
-    lora_rank: int  # 0 trains all weights, as the paper's scripts do
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    warmup_ratio: float
-    adam_epsilon: float = 1e-8  # larger: weights with hardly any gradient (words that no record uses) stay where they are
-    checks: int = 0  # how often in a run validation loss and agent success are measured
-    kl: float = 0.0  # a baseline of notebook 05: weight of the distance to the base model
+    lora_rank: NonNegativeInt  # 0 trains all weights, as the paper's scripts do
+    learning_rate: PositiveFloat
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    warmup_ratio: NonNegativeFloat
+    adam_epsilon: PositiveFloat = 1e-8  # larger: weights with hardly any gradient (words that no record uses) stay where they are
+    checks: NonNegativeInt = 0  # how often in a run validation loss and agent success are measured
+    kl: NonNegativeFloat = 0.0  # a baseline of notebook 05: weight of the distance to the base model
 
 
 class Trim(Section):

@@ -41,6 +41,36 @@ def is_done(folder: Path, input_hash: str) -> bool:
     return done.is_file() and done.read_text().strip() == input_hash
 
 
+def previous_folder(folder: Path) -> Path:
+    """Where a stage's finished result waits until another one takes its place."""
+    return folder.parent / ".previous" / folder.name
+
+
+def clear(folder: Path) -> None:
+    """Empty a stage's folder; a finished result is set aside, so that a run that fails loses nothing."""
+    if (folder / "DONE").is_file():
+        _move(folder, previous_folder(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_back(folder: Path, input_hash: str) -> None:
+    """Put the result that was set aside in its place again, if it is the one that is asked for."""
+    if is_done(previous_folder(folder), input_hash):
+        _move(previous_folder(folder), folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    source.rename(target)
+
+
+def mark_done(folder: Path, input_hash: str) -> None:
+    """Write DONE; the result before this one is dropped."""
+    write_atomic(folder / "DONE", input_hash + "\n")
+    shutil.rmtree(previous_folder(folder), ignore_errors=True)
+
+
 def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
     """SHA-256 over all that a stage's numbers depend on: settings, code, data, and the stages that it reads."""
     notebook = json.loads(notebooks()[name].read_text())
@@ -73,7 +103,8 @@ def open_stage(name: str, profile: str = "micro", seed: int = 0, **params) -> "S
     """Open the stage of a notebook: seed everything, prepare its folder, write config.json and env.json.
 
     A stage that is done starts anew; one that was killed half way keeps its rows and checkpoints, so long work
-    resumes; if any input changed, everything in the folder is cleared.
+    resumes; if any input changed, everything in the folder is cleared. A finished result is set aside in ``.previous/``
+    until the new one is there.
 
     Raises:
         KitError: unknown stage or profile, or the folder cannot be written.
@@ -101,7 +132,7 @@ class Stage:
     def prepare(self) -> None:
         marker = self.folder / ".inputs"
         if (self.folder / "DONE").is_file() or not marker.is_file() or marker.read_text() != self.hash:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            clear(self.folder)
         check_writable(self.folder)
         write_atomic(marker, self.hash)
         self._started = time.time()
@@ -242,7 +273,7 @@ class Stage:
         if "tracker" in self.__dict__:
             self.tracker.finish(self.metrics)
         if not os.environ.get(RUNNER_VARIABLE):
-            write_atomic(self.folder / "DONE", self.hash + "\n")
+            mark_done(self.folder, self.hash)
 
 
 def _curve(folder: Path, name: str) -> list[dict]:

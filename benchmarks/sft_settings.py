@@ -53,7 +53,7 @@ def trial(name: str, profile: Profile, tasks: list, items: list, folder: Path, s
     from agentcpm_kit.train.sft import Watchers, fine_tune
 
     base, model = repo_root() / profile.model.base, folder / name.replace(" ", "-").replace(",", "")
-    settings = profile.sft.model_copy(update={"checks": 0, **TRIALS[name]})
+    settings = profile.sft.changed(checks=0, **TRIALS[name])
     if not (model / "SHA256SUMS").is_file():
         tell = Watchers(lambda step, n, log: print(f"\r{name}: step {step} of {n} ", end="", file=sys.stderr))
         fine_tune(base, records(name, profile, seed), profile, settings, model, seed, tell)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,28 @@ def test_runs_in_order_skips_what_is_done_and_redoes_what_changed(tree):
     log = [json.loads(line) for line in (tree / "results/smoke/seed0/run.jsonl").read_text().splitlines()]
     assert [row["skipped"] for row in log] == [False] * 2 + [True] * 2 + [False] * 2 + [True, False, False]
     assert log[0]["stage"] == "00_one" and log[0]["seconds"] > 0 and log[0]["peak_memory_gb"] > 0
+
+
+def test_a_run_that_fails_gives_the_finished_result_back(tree):
+    write_notebook(tree, "00_one", "assert size != 6, 'no such size'\n" + WORK)
+    assert run(tree, "--stages", "00").returncode == 0
+    before = (stage_files(tree, "00_one") / "metrics.json").read_bytes()
+    for _ in range(2):  # the second failure has no finished result to set aside, and drops none
+        failed = run(tree, "--stages", "00", "-p", "size=6")
+        assert failed.returncode == 1 and "its own command brings it back" in failed.stderr, failed.stderr
+    again = run(tree, "--stages", "00")
+    assert again.stdout.count("skipped") == 1 and (stage_files(tree, "00_one") / "metrics.json").read_bytes() == before
+    assert run(tree, "--stages", "00", "-p", "size=4").returncode == 0
+    assert not any((tree / "results/smoke/seed0/.previous").iterdir())
+
+
+def test_the_report_tells_parameters_and_what_is_out_of_date(tree):
+    assert run(tree).returncode == 0
+    page = tree / "results/smoke/report.html"
+    assert "out of date" not in page.read_text() and "Run with" not in page.read_text()
+    changed = run(tree, "--stages", "00", "-p", "size=3")
+    assert page.read_text().count("out of date") == 1 and re.search("Run with size = <span[^>]*>3</span>", page.read_text())
+    assert "01_two (seed 0)" in changed.stdout and "out of date" in changed.stdout
 
 
 def test_code_edited_during_a_run_is_run_again(tree):

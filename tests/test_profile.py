@@ -91,6 +91,15 @@ def test_a_profile_cannot_be_changed():
         load_profile("smoke").threads = 5
 
 
+@pytest.mark.parametrize("values,hint", [({"epochs": -1}, "epochs = -1: input should be greater than 0"),
+                                         ({"epcohs": 1}, "epcohs")])
+def test_a_changed_section_is_checked_as_a_profile_is(values, hint):
+    sft = load_profile("micro").sft
+    assert sft.changed(epochs=7).model_dump() == sft.model_dump() | {"epochs": 7}
+    with pytest.raises(KitError, match=hint):
+        sft.changed(**values)
+
+
 def test_unknown_names_the_nearest_or_all():
     assert "did you mean 'micro'" in str(unknown("profile", "mirco", ["micro", "smoke"]))
     assert "known: micro, smoke" in str(unknown("profile", "zzz", ["smoke", "micro"]))

@@ -79,7 +79,7 @@ def _claims(stages: list[StageResult]) -> list[str]:
         tables.append("<table><tr><th>claim</th><th>paper</th><th>measured here: value [interval], n</th><th>verdict</th>"
                       f"</tr>{''.join(cells)}</table><p>{number(f'{verdicts.path}/env.json#seed', _seed(verdicts))}"
                       " is the seed. Intervals cover the true value in nineteen of twenty cases.</p>")
-    return tables or ["<p>Stage <code>claims</code> was not run: no verdicts.</p>"]
+    return tables or ["<p>No table yet: <code>agentcpm-kit run --stages claims</code> makes it.</p>"]
 
 
 def _seed(stage: StageResult) -> int:
@@ -109,6 +109,7 @@ def _section(name: str, stages: list[StageResult]) -> str:
     for stage in stages:
         if len(stages) > 1:
             parts.append(f"<h3>seed {number(f'{stage.path}/env.json#seed', _seed(stage))}</h3>")
+        parts += _remarks(stage)
         rows = "".join(f"<tr><td>{number(f'{stage.path}/metrics.json#{key}', key)}</td><td class=n>"
                        f"{_metric(f'{stage.path}/metrics.json#{key}', m)}</td><td>{escape(m['unit'])}</td></tr>"
                        for key, m in stage.metrics.items())
@@ -118,6 +119,15 @@ def _section(name: str, stages: list[StageResult]) -> str:
         parts.append(f"<details><summary>made in {number(f'{stage.path}/env.json#wall_s', env['wall_s'])} s</summary><pre>"
                      f"{number(f'{stage.path}/env.json', json.dumps(env, indent=1))}</pre></details>")
     return "".join(parts)
+
+
+def _remarks(stage: StageResult) -> list[str]:
+    """What tells this stage from a standard run of today's kit."""
+    told = [f"{escape(name)} = {number(f'{stage.path}/config.json#parameters.{name}', value)}"
+            for name, value in stage.parameters.items()]
+    found = [f"<p>Run with {', '.join(told)}.</p>"] if told else []
+    old = "This is out of date: code, settings, or a stage that it reads have changed since; the same run makes it anew."
+    return [*found, f'<p class="warn">{old}</p>'] if stage.is_out_of_date else found
 
 
 def _figure(stage: StageResult, path: Path) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluate.metrics import mean
+from ..pipeline import default_parameters
+from ..profile import load_profile
+from ..stage import input_hash, is_done
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,19 @@ class StageResult:
     @property
     def metrics(self) -> dict[str, dict]:
         return self.read("metrics.json")
+
+    @property
+    def parameters(self) -> dict:
+        """The notebook's parameters that were not its defaults."""
+        default = default_parameters(self.name)
+        return {name: value for name, value in self.read("config.json")["parameters"].items() if value != default.get(name)}
+
+    @property
+    def is_out_of_date(self) -> bool:
+        """Code, settings, data, or a stage that it reads have changed since: `agentcpm-kit run` would do it again."""
+        config = self.read("config.json")
+        now = input_hash(self.name, load_profile(config["profile"]["name"]), config["seed"], config["parameters"])
+        return not is_done(self.folder, now)
 
     @property
     def figures(self) -> list[Path]:

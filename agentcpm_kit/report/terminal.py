@@ -23,6 +23,9 @@ def print_summary(profile_folder: Path) -> None:
         Console().print(table)
         if not _is_result(stages[0].folder):
             Console().print(f"profile {profile_folder.name}: not a result", style="bold red")
+    if old := [f"{s.name} (seed {s.seed.removeprefix('seed')})" for s in stages if s.is_out_of_date]:
+        Console().print(f"out of date, since code, settings or a stage that they read have changed: {', '.join(old)}",
+                        soft_wrap=True)
 
 
 def _is_result(folder: Path) -> bool:

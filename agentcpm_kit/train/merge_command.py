@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import KitError
 from ..pipeline import sigterm_interrupts
 from .merge import RECIPE, merge, merge_config
-from .merge_inputs import dtype_of, other_templates
+from .merge_inputs import check_folder, dtype_of, other_templates
 from .merge_methods import RANDOM_METHODS, Value, described
 
 
@@ -22,16 +22,19 @@ def merge_command(method: str, models: Sequence[Path], base: Path | None, out: P
     quiet_libraries()
     parameters = _settings(settings, density)
     inputs = [Path(model).resolve() for model in models]  # so that the YAML can be run from anywhere
+    for model in [base.resolve(), *inputs] if base else inputs:
+        check_folder(model)
     config = merge_config(method, inputs, base and base.resolve(), [_number("weight", w) for w in weights.split(",")] if weights
                           else (), dtype or dtype_of(inputs[0]), **parameters)
     if method in RANDOM_METHODS and "density" not in parameters:
         print(f"note: without --density, {method} keeps every entry and drops nothing")
+    before = out.is_dir() and any(out.iterdir())
     with sigterm_interrupts():
         merge(config, out, seed, progress=True)
     donor, *others = [base.resolve(), *inputs] if base else inputs  # whose tokenizer mergekit copies
     for model in other_templates([donor, *others]):
         print(f"note: {model} has another chat template than {donor}, whose template the merge has")
-    print(f"merged: {out} (recipe in {out / RECIPE})")
+    print(f"merged: {out} (recipe in {out / RECIPE}){', in place of the merge that was there' if before else ''}")
 
 
 def _settings(settings: Sequence[str], density: float | None) -> dict[str, Value | bool]:
@@ -44,17 +47,17 @@ def _settings(settings: Sequence[str], density: float | None) -> dict[str, Value
             raise KitError("weights are given by --weights")
         if name in found:
             raise KitError(f"{name} is given twice")
-        found[name] = value.lower() == "true" if value.lower() in ("true", "false") else _number(name, value)
+        found[name] = value.lower() == "true" if value.lower() in ("true", "false") else _number(name, value, " or true or false")
     return found
 
 
-def _number(name: str, text: str) -> float:
+def _number(name: str, text: str, other: str = "") -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise KitError(f"{name} is a number, not {text!r}")
+        raise KitError(f"{name} is a number{other}, not {text!r}")
     return value
 
 
@@ -63,7 +66,7 @@ def print_methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "base", "models", "parameters (weight: --weights; the others: --set)")
+    table = Table("method", "base", "models", "parameters (weight: --weights, density: --density; the others: --set)")
     for row in described():
         table.add_row(*row)
     Console().print(table)

@@ -73,7 +73,8 @@ def check_models(method: str, models: Sequence[Path], base: Path | None) -> None
         contract.validate_ids(everyone, everyone[0] if base else None)
     except ValueError as error:
         said = str(error)
-        raise KitError(f"the merge method {method} cannot join these models: {said[0].lower()}{said[1:]}") from error
+        raise KitError(f"the merge method {method} cannot join these models: {said[0].lower()}{said[1:]}"
+                       + " (the base is one of them)" * bool(base)) from error
 
 
 def check_parameters(method: str, parameters: dict[str, Value | bool]) -> None:
@@ -113,7 +114,7 @@ def check_weights(method: str, models: Sequence[Path], weights: Sequence[Value],
         raise KitError(f"the merge method {method} takes no weights")
     if takes_weights and len(weights) != len(models):
         raise KitError(f"the merge method {method} takes one weight for each model: {len(models)} are wanted, "
-                       f"{len(weights)} given")
+                       f"{len(weights)} given (--weights on the command line)")
     if not weights or any(isinstance(weight, list) for weight in weights):  # weights by part may leave a part out
         return
     if not any(weights):

@@ -108,7 +108,7 @@ def train_summariser(base: Path, profile: Profile, out: Path, seed: int = 0, on_
     settings = profile.refine.summariser
     rows = summary_rows(summary_pairs(profile, seed), load_tokenizer(base), settings.prompt)
     own = settings.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"adam_epsilon": 1e-8}  # nothing to remember
-    sft = profile.sft.model_copy(update=own)
+    sft = profile.sft.changed(**own)
     return fine_tune(base, rows, profile, sft, out, seed, Watchers(on_step))
 
 
