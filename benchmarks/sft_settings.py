@@ -32,6 +32,9 @@ TRIALS = {  # what differs from the profile's own settings; as many tokens each,
     "epsilon 1e-8": {"adam_epsilon": 1e-8},
     "epsilon 1e-4": {"adam_epsilon": 1e-4},
     "LoRA of rank 32, 5e-4": {"lora_rank": 32, "learning_rate": 5e-4},
+    "LoRA of rank 32, 3e-4": {"lora_rank": 32, "learning_rate": 3e-4},
+    "LoRA of rank 32, 2e-4": {"lora_rank": 32, "learning_rate": 2e-4},
+    "LoRA of rank 32, 1e-4": {"lora_rank": 32, "learning_rate": 1e-4},
 }
 
 
@@ -106,7 +109,8 @@ def main() -> int:
             row = trial(name, profile, tasks, seen, options.work, options.seed)
             append_jsonl(options.out / "rows.jsonl", row)
             print(row)
-    draw(read_jsonl(options.out / "rows.jsonl"), options.out / "settings.png")
+    rows = sorted(read_jsonl(options.out / "rows.jsonl"), key=lambda row: list(TRIALS).index(row["trial"]))
+    draw(rows, options.out / "settings.png")
     write_json(options.out / "env.json", {"command": " ".join(sys.argv), "env": describe(options.seed)})
     return 0
 

@@ -19,7 +19,7 @@ from ..files import read_jsonl, write_atomic
 from ..profile import repo_root, results_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .results import finished_stages, over_seeds
+from .results import StageResult, finished_stages, over_seeds
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
 SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-sft-second": ("05_merge", "second-run"),
@@ -135,13 +135,23 @@ ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "mer
 
 
 def arms_table(profile: str) -> str:
-    """Markdown table of SFT and the best of each way to forget less that was tested, means over the seeds that have it."""
-    measured = over_seeds(finished_stages(reference_folder(profile)))["05_merge"]
+    """Markdown table of SFT and the ways to forget less that every seed tested, means over seeds."""
+    return _arms([s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"])
+
+
+def baselines_table(profile: str) -> str:
+    """The same with the baselines that train, of the seeds that were run with ``full``."""
+    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge" and s.parameters.get("full")]
+    return _arms(stages) if stages else "No seed was run with `-p full=true`."
+
+
+def _arms(stages: list[StageResult]) -> str:
+    measured = over_seeds(stages)["05_merge"]
     columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
                "kept_share": "of success kept"}
     sft = ("SFT", metric_text(measured["sft_success"]), metric_text(measured["sft_general"]), 0, 1)
     arms = [(name, *(metric_text(measured[f"{arm}_{c}"]) for c in columns))
-            for arm, name in ARMS.items() if f"{arm}_success" in measured]
+            for arm, name in ARMS.items() if all(f"{arm}_success" in s.metrics for s in stages)]
     return markdown_table(["way", *columns.values()], [sft, *arms])
 
 
@@ -168,8 +178,8 @@ def rollouts_table(_profile: str) -> str:
     return markdown_table(["who generates", "episodes/s", "tokens/s", "ours is faster by", "same answers"], rows)
 
 
-TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "families": families_table, "costs": costs_table,
-          "rollouts": rollouts_table}
+TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
+          "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
 
 
 def with_tables(text: str, profile: str) -> str:
