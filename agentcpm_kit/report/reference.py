@@ -47,7 +47,8 @@ def keep_run(profile: str) -> None:
                 shutil.copy(source, out / name)
         if (stage.folder / "figures").is_dir():
             shutil.copytree(stage.folder / "figures", out / "figures")
-    write_atomic(target / "COMMAND", f"agentcpm-kit run --profile {profile}   (commit and machine: env.json of each stage)\n")
+    write_atomic(target / "COMMAND", f"agentcpm-kit run --profile {profile} --seed N   "
+                 "(parameters that are no defaults: config.json, commit and machine: env.json of each stage)\n")
 
 
 def ship_checkpoints(profile: str, seed: int = 0) -> None:
