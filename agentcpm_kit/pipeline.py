@@ -28,12 +28,12 @@ from .profile import Profile, load_profile, refuse_resets, repo_root, results_ro
 from .stage import (
     RUNNER_VARIABLE,
     check_writable,
-    clear,
     input_hash,
     is_done,
     mark_done,
     notebooks,
     previous_folder,
+    set_aside,
     stage_folder,
     take_back,
 )
@@ -168,7 +168,7 @@ def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monito
         append_jsonl(log, {"stage": name, "seconds": 0.0, "skipped": True})
         return
     if force:
-        clear(folder)
+        set_aside(folder)
     started = time.time()
     with monitor.stage(name, folder):
         partial = folder / "partial.ipynb"
@@ -275,7 +275,7 @@ def _failure(name: str, partial: Path, error: Exception) -> str:
     else:
         what = "the kernel died; if the machine ran out of memory, choose a smaller profile"
     before = previous_folder(partial.parent)
-    told = f"\n  the finished result from before is in {before}; its own command brings it back" if before.is_dir() else ""
+    told = f"\n  the finished result from before is kept in {before} until there is a new one" if before.is_dir() else ""
     return f"notebooks/{name}.ipynb failed in {where}: {what}\n  the partial notebook is in {kept}{told}"
 
 

@@ -23,6 +23,7 @@ from .profile import Profile, load_profile, repo_root, results_root, set_seed
 
 RUNNER_VARIABLE = "AGENTCPM_KIT_RUNNER"  # set by `pipeline`: it saves the notebook and then writes DONE itself
 NOT_A_RESULT = "not a result"
+MARKER = ".inputs"  # the hash of the inputs that the work in a stage's folder was begun with
 # Modules that cannot change a number; all others are inputs of every stage.
 NO_INPUT = ("cli.py", "pipeline.py", "monitor.py", "doctor.py", "environment.py", "tracking.py", "report", "ask.py")
 
@@ -46,16 +47,18 @@ def previous_folder(folder: Path) -> Path:
     return folder.parent / ".previous" / folder.name
 
 
-def clear(folder: Path) -> None:
-    """Empty a stage's folder; a finished result is set aside, so that a run that fails loses nothing."""
+def set_aside(folder: Path) -> None:
+    """Make room for a stage that starts anew: a finished result waits, so that a run that fails loses none; other work goes."""
+    (folder / "partial.ipynb").unlink(missing_ok=True)
     if (folder / "DONE").is_file():
         _move(folder, previous_folder(folder))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_back(folder: Path, input_hash: str) -> None:
-    """Put the result that was set aside in its place again, if it is the one that is asked for."""
-    if is_done(previous_folder(folder), input_hash):
+    """Put the result that was set aside in its place again, if it is what is asked for, and no newer work on that is there."""
+    begun = (folder / MARKER).is_file() and (folder / MARKER).read_text() == input_hash
+    if is_done(previous_folder(folder), input_hash) and not begun and not (folder / "DONE").is_file():
         _move(previous_folder(folder), folder)
 
 
@@ -71,6 +74,11 @@ def mark_done(folder: Path, input_hash: str) -> None:
     shutil.rmtree(previous_folder(folder), ignore_errors=True)
 
 
+def stages_read(name: str) -> list[str]:
+    """Names of the stages whose results a notebook reads."""
+    return json.loads(notebooks()[name].read_text())["metadata"].get("agentcpm", {}).get("reads", [])
+
+
 def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
     """SHA-256 over all that a stage's numbers depend on: settings, code, data, and the stages that it reads."""
     notebook = json.loads(notebooks()[name].read_text())
@@ -83,7 +91,7 @@ def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
         if cell["cell_type"] == "code":
             digest.update("".join(cell["source"]).encode())
     digest.update(_code_and_data_hash().encode())
-    for earlier in notebook["metadata"].get("agentcpm", {}).get("reads", []):
+    for earlier in stages_read(name):
         done = stage_folder(profile.name, seed, earlier) / "DONE"
         digest.update(f"{earlier} {done.read_text() if done.is_file() else ''}".encode())
     return digest.hexdigest()
@@ -130,9 +138,10 @@ class Stage:
         self._last_progress = 0.0
 
     def prepare(self) -> None:
-        marker = self.folder / ".inputs"
+        marker = self.folder / MARKER
         if (self.folder / "DONE").is_file() or not marker.is_file() or marker.read_text() != self.hash:
-            clear(self.folder)
+            check_writable(self.folder.parent)
+            set_aside(self.folder)
         check_writable(self.folder)
         write_atomic(marker, self.hash)
         self._started = time.time()

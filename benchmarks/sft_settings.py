@@ -20,7 +20,7 @@ from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
 from agentcpm_kit.profile import Profile, load_profile, repo_root, set_seed
 
 TWICE = "1 epoch of twice the records"
-TRIALS = {  # what differs from the profile's own settings; as many tokens each, but where epochs say otherwise
+TRIALS = {  # what differs from the profile's own settings; with more epochs, more tokens (TWICE has as many)
     "profile": {},
     "1e-4": {"learning_rate": 1e-4},
     "1e-4, batches of 2": {"learning_rate": 1e-4, "batch_size": 2},
@@ -106,10 +106,10 @@ def main() -> int:
     done = {row["trial"] for row in read_jsonl(options.out / "rows.jsonl")}
     for name in options.trials:
         if name not in done:
-            row = trial(name, profile, tasks, seen, options.work, options.seed)
+            row = trial(name, profile, tasks, seen, options.work / f"{profile.name}-seed{options.seed}", options.seed)
             append_jsonl(options.out / "rows.jsonl", row)
             print(row)
-    rows = sorted(read_jsonl(options.out / "rows.jsonl"), key=lambda row: list(TRIALS).index(row["trial"]))
+    rows = sorted(read_jsonl(options.out / "rows.jsonl"), key=lambda row: [*TRIALS, row["trial"]].index(row["trial"]))
     draw(rows, options.out / "settings.png")
     write_json(options.out / "env.json", {"command": " ".join(sys.argv), "env": describe(options.seed)})
     return 0

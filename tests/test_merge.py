@@ -249,7 +249,8 @@ def make_adapter(model):
     (spoil_nan, "model.norm.weight holds a number that is NaN"), (spoil_file, "is broken"),
     (spoil_shards, "the shard model-00002-of-00002.safetensors is missing"), (spoil_tokenizer, "tokenizer differs"),
     (spoil_architecture, "architectures is .'LlamaForCausalLM'"), (pickle_weights, "pickled"), (make_adapter, "it is an adapter"),
-    (shutil.rmtree, "there is no folder"), (spoil_type, "stored as I32"), (spoil_index, "not in the shard that"),
+    (shutil.rmtree, "there is no folder"), (lambda model: (model / "config.json").unlink(), "no model in"),
+    (spoil_type, "stored as I32"), (spoil_index, "not in the shard that"),
     (spoil_checksums, "is garbled"), (spoil_config_kind, "no JSON object"), (remove_tokenizer, "has no tokenizer")])
 def test_bad_models_are_refused_by_name_before_anything_is_merged(models, tmp_path, spoil, message, monkeypatch):
     import mergekit.merge
@@ -311,7 +312,7 @@ def test_a_merge_is_made_again_but_not_over_its_inputs_or_additions(models, tmp_
     with pytest.raises(KitError, match="that is to be merged"):
         merge(base_and_tuned("linear", models[0], [out], 0.5), out)
     (out / "notes.txt").write_text("precious")
-    with pytest.raises(KitError, match="`merge` did not make"):
+    with pytest.raises(KitError, match="files that `merge` did not make"):
         merge(config, out)
 
 

@@ -16,6 +16,7 @@ import pytest
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.pipeline import refuse_impossible
 from agentcpm_kit.profile import repo_root
+from agentcpm_kit.stage import MARKER, is_done, previous_folder, set_aside, take_back
 
 CELL = """from agentcpm_kit.stage import open_stage
 stage = open_stage("{name}", profile, seed, size=size)
@@ -115,20 +116,43 @@ def test_a_run_that_fails_gives_the_finished_result_back(tree):
     before = (stage_files(tree, "00_one") / "metrics.json").read_bytes()
     for _ in range(2):  # the second failure has no finished result to set aside, and drops none
         failed = run(tree, "--stages", "00", "-p", "size=6")
-        assert failed.returncode == 1 and "its own command brings it back" in failed.stderr, failed.stderr
+        assert failed.returncode == 1 and ".previous/00_one until there is a new one" in failed.stderr, failed.stderr
     again = run(tree, "--stages", "00")
     assert again.stdout.count("skipped") == 1 and (stage_files(tree, "00_one") / "metrics.json").read_bytes() == before
     assert run(tree, "--stages", "00", "-p", "size=4").returncode == 0
     assert not any((tree / "results/smoke/seed0/.previous").iterdir())
 
 
+def test_what_was_set_aside_comes_back_only_where_no_newer_work_on_it_is(tmp_path):
+    folder = tmp_path / "04_sft"
+
+    def begin(**files):
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (folder / {"done": "DONE", "inputs": MARKER}[name]).write_text(text)
+
+    begin(done="a", inputs="a")
+    set_aside(folder)
+    for kept in ({"inputs": "a"}, {"done": "b"}):  # begun anew and interrupted; another result
+        begin(**kept)
+        take_back(folder, "a")
+        assert not is_done(folder, "a")
+        shutil.rmtree(folder)
+    begin(inputs="b")
+    take_back(folder, "c")
+    assert not is_done(folder, "c") and previous_folder(folder).is_dir()
+    take_back(folder, "a")
+    assert is_done(folder, "a") and not previous_folder(folder).exists()
+
+
 def test_the_report_tells_parameters_and_what_is_out_of_date(tree):
+    write_notebook(tree, "02_three", reads=["01_two"])  # out of date by way of the second
     assert run(tree).returncode == 0
     page = tree / "results/smoke/report.html"
     assert "out of date" not in page.read_text() and "Run with" not in page.read_text()
     changed = run(tree, "--stages", "00", "-p", "size=3")
-    assert page.read_text().count("out of date") == 1 and re.search("Run with size = <span[^>]*>3</span>", page.read_text())
-    assert "01_two (seed 0)" in changed.stdout and "out of date" in changed.stdout
+    assert page.read_text().count("out of date") == 2 and re.search("Run with size = <span[^>]*>3</span>", page.read_text())
+    assert "earlier stage have changed: 01_two (seed 0), 02_three (seed 0)" in changed.stdout
 
 
 def test_code_edited_during_a_run_is_run_again(tree):

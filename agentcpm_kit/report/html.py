@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import KitError
 from ..files import write_atomic
 from ..profile import load_profile
-from .results import StageResult, finished_stages
+from .results import StageResult, finished_stages, out_of_date
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -48,7 +48,8 @@ def build_report(profile_folder: Path) -> Path:
     if not profile.is_result:
         body.append('<p class="warn">This profile checks that everything runs. Not a result.</p>')
     body += [_navigation(stages), "<h2>The paper's claims beside ours</h2>", *_claims(stages)]
-    body += [_section(name, [s for s in stages if s.name == name]) for name in dict.fromkeys(s.name for s in stages)]
+    old = out_of_date(stages)
+    body += [_section(name, [s for s in stages if s.name == name], old) for name in dict.fromkeys(s.name for s in stages)]
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>agentcpm-kit: {escape(profile.name)}</title><style>{CSS}</style>{''.join(body)}</html>")
     path = profile_folder / "report.html"
@@ -90,8 +91,9 @@ def _claim(line: int, row: dict, verdicts: StageResult, stages: list[StageResult
     source = f"{verdicts.path}/rows.jsonl#{line}"
     measured = []
     for name in row["metrics"]:
-        stage = next(s for s in stages if s.seed == verdicts.seed and s.name == row["stage"])
-        measured.append(f"{escape(name)}: {_metric(f'{stage.path}/metrics.json#{name}', stage.metrics[name])}")
+        found = [s for s in stages if (s.seed, s.name) == (verdicts.seed, row["stage"]) and name in s.metrics]
+        value = _metric(f"{found[0].path}/metrics.json#{name}", found[0].metrics[name]) if found else "of the reference run"
+        measured.append(f"{escape(name)}: {value}")
     mark = f'<span class="v {row["verdict"].replace(" ", "-")}">{row["verdict"]}</span>'
     return (f"<tr><td>{number(f'{source}.claim', row['claim'])}</td><td>{number(f'{source}.paper', row['paper'])}</td>"
             f"<td>{'<br>'.join(measured)}</td><td>{mark}</td></tr>")
@@ -104,12 +106,12 @@ def _metric(source: str, m: dict) -> str:
     return f"{text}, {number(f'{source}.n', m['n'])}"
 
 
-def _section(name: str, stages: list[StageResult]) -> str:
+def _section(name: str, stages: list[StageResult], old: list[StageResult]) -> str:
     parts = [f'<h2 id="{name}">{_title(stages[0])}</h2>']
     for stage in stages:
         if len(stages) > 1:
             parts.append(f"<h3>seed {number(f'{stage.path}/env.json#seed', _seed(stage))}</h3>")
-        parts += _remarks(stage)
+        parts += _remarks(stage, stage in old)
         rows = "".join(f"<tr><td>{number(f'{stage.path}/metrics.json#{key}', key)}</td><td class=n>"
                        f"{_metric(f'{stage.path}/metrics.json#{key}', m)}</td><td>{escape(m['unit'])}</td></tr>"
                        for key, m in stage.metrics.items())
@@ -121,13 +123,13 @@ def _section(name: str, stages: list[StageResult]) -> str:
     return "".join(parts)
 
 
-def _remarks(stage: StageResult) -> list[str]:
+def _remarks(stage: StageResult, is_old: bool) -> list[str]:
     """What tells this stage from a standard run of today's kit."""
     told = [f"{escape(name)} = {number(f'{stage.path}/config.json#parameters.{name}', value)}"
             for name, value in stage.parameters.items()]
     found = [f"<p>Run with {', '.join(told)}.</p>"] if told else []
-    old = "This is out of date: code, settings, or a stage that it reads have changed since; the same run makes it anew."
-    return [*found, f'<p class="warn">{old}</p>'] if stage.is_out_of_date else found
+    old = "This is unfinished or out of date: code, settings or an earlier stage have changed since; the same run makes it anew."
+    return [*found, f'<p class="warn">{old}</p>'] if is_old else found
 
 
 def _figure(stage: StageResult, path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..evaluate.metrics import mean
 from ..pipeline import default_parameters
 from ..profile import load_profile
-from ..stage import input_hash, is_done
+from ..stage import input_hash, is_done, notebooks, stages_read
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,18 @@ class StageResult:
     @property
     def parameters(self) -> dict:
         """The notebook's parameters that were not its defaults."""
-        default = default_parameters(self.name)
-        return {name: value for name, value in self.read("config.json")["parameters"].items() if value != default.get(name)}
+        default = default_parameters(self.name) if self.name in notebooks() else {}
+        used = self.read("config.json").get("parameters", {})
+        return {name: value for name, value in used.items() if value != default.get(name)}
 
     @property
-    def is_out_of_date(self) -> bool:
-        """Code, settings, data, or a stage that it reads have changed since: `agentcpm-kit run` would do it again."""
+    def is_current(self) -> bool:
+        """Finished, with today's code, settings and data, and after the results that now stand in the stages that it reads."""
         config = self.read("config.json")
+        if not config or self.name not in notebooks():
+            return False
         now = input_hash(self.name, load_profile(config["profile"]["name"]), config["seed"], config["parameters"])
-        return not is_done(self.folder, now)
+        return is_done(self.folder, now)
 
     @property
     def figures(self) -> list[Path]:
@@ -62,6 +65,16 @@ def _combined(metrics: list[dict]) -> dict:
     if len(metrics) == 1:
         return metrics[0]
     return {**mean([m["value"] for m in metrics]).fields(), "unit": metrics[0]["unit"], "over": "seeds"}
+
+
+def out_of_date(stages: list[StageResult]) -> list[StageResult]:
+    """Those that `agentcpm-kit run` would make anew: not current, or after one of the same seed that is not."""
+    old: list[StageResult] = []
+    for stage in sorted(stages, key=lambda s: s.name):
+        before = stages_read(stage.name) if stage.name in notebooks() else []
+        if not stage.is_current or any((s.name in before, s.seed) == (True, stage.seed) for s in old):
+            old.append(stage)
+    return old
 
 
 def finished_stages(profile_folder: Path) -> list[StageResult]:

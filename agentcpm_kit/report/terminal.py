@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from .claims import judge_claims, metric_text
-from .results import finished_stages, over_seeds
+from .results import finished_stages, out_of_date, over_seeds
 
 
 def print_summary(profile_folder: Path) -> None:
@@ -23,8 +23,8 @@ def print_summary(profile_folder: Path) -> None:
         Console().print(table)
         if not _is_result(stages[0].folder):
             Console().print(f"profile {profile_folder.name}: not a result", style="bold red")
-    if old := [f"{s.name} (seed {s.seed.removeprefix('seed')})" for s in stages if s.is_out_of_date]:
-        Console().print(f"out of date, since code, settings or a stage that they read have changed: {', '.join(old)}",
+    if old := [f"{s.name} (seed {s.seed.removeprefix('seed')})" for s in out_of_date(stages)]:
+        Console().print(f"unfinished or out of date, since code, settings or an earlier stage have changed: {', '.join(old)}",
                         soft_wrap=True)
 
 

@@ -121,7 +121,7 @@ def _refuse_to_overwrite(out: Path, inputs: Sequence[Path]) -> None:
     listed = (out / CHECKSUMS).read_text() if (out / CHECKSUMS).is_file() else ""
     names = {line.partition("  ")[2] for line in listed.splitlines()} | {CHECKSUMS}
     if out.is_file() or RECIPE not in names or {path.name for path in out.iterdir()} != names:
-        raise KitError(f"{out} holds something that `merge` did not make, or that was changed since; choose another folder")
+        raise KitError(f"{out} holds files that `merge` did not make; choose another folder")
 
 
 def _finish(made: Path, out: Path, config: dict, seed: int) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import KitError
 from ..pipeline import sigterm_interrupts
 from .merge import RECIPE, merge, merge_config
-from .merge_inputs import check_folder, dtype_of, other_templates
+from .merge_inputs import dtype_of, other_templates, require_model
 from .merge_methods import RANDOM_METHODS, Value, described
 
 
@@ -23,7 +23,7 @@ def merge_command(method: str, models: Sequence[Path], base: Path | None, out: P
     parameters = _settings(settings, density)
     inputs = [Path(model).resolve() for model in models]  # so that the YAML can be run from anywhere
     for model in [base.resolve(), *inputs] if base else inputs:
-        check_folder(model)
+        require_model(model)
     config = merge_config(method, inputs, base and base.resolve(), [_number("weight", w) for w in weights.split(",")] if weights
                           else (), dtype or dtype_of(inputs[0]), **parameters)
     if method in RANDOM_METHODS and "density" not in parameters:
@@ -47,17 +47,18 @@ def _settings(settings: Sequence[str], density: float | None) -> dict[str, Value
             raise KitError("weights are given by --weights")
         if name in found:
             raise KitError(f"{name} is given twice")
-        found[name] = value.lower() == "true" if value.lower() in ("true", "false") else _number(name, value, " or true or false")
+        is_flag = value.lower() in ("true", "false")
+        found[name] = value.lower() == "true" if is_flag else _number(name, value, "a number, or true or false")
     return found
 
 
-def _number(name: str, text: str, other: str = "") -> float:
+def _number(name: str, text: str, kind: str = "a number") -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise KitError(f"{name} is a number{other}, not {text!r}")
+        raise KitError(f"{name} is {kind}, not {text!r}")
     return value
 
 

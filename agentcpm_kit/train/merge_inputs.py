@@ -21,7 +21,7 @@ def check_inputs(models: Sequence[Path]) -> None:
     """
     first = models[0]
     for model in models:
-        check_folder(model)
+        _check_folder(model)
     shapes = {model: _shapes(model) for model in models}
     for model in models[1:]:
         _same_architecture(first, model)
@@ -31,20 +31,23 @@ def check_inputs(models: Sequence[Path]) -> None:
         check_finite(model, f"cannot merge {model}:")
 
 
-def check_folder(model: Path) -> None:
+def require_model(model: Path) -> None:
     """
     Raises:
-        KitError: no folder, no model in it, an adapter, a missing shard, pickled weights, or files that differ from their
-            checksums.
+        KitError: no folder, no model in it, or an adapter.
     """
-    from ..artefacts import CHECKSUMS, verify_checkpoint
-
     if not model.is_dir():
         raise KitError(f"cannot merge: there is no folder {model}")
     if (model / "adapter_config.json").is_file() and not (model / "config.json").is_file():
         raise KitError(f"cannot merge {model}: it is an adapter; merge it into its base model first")
     if not (model / "config.json").is_file():
         raise KitError(f"cannot merge: no model in {model}")
+
+
+def _check_folder(model: Path) -> None:
+    from ..artefacts import CHECKSUMS, verify_checkpoint
+
+    require_model(model)
     for shard in _shards(model):
         if not shard.is_file():
             raise KitError(f"cannot merge {model}: the shard {shard.name} is missing")
@@ -77,7 +80,7 @@ def dtype_of(model: Path) -> str:
     Raises:
         KitError: no model there, a missing or broken shard, or a type that is none of float32, bfloat16 and float16.
     """
-    check_folder(model)
+    _check_folder(model)
     with _open(_shards(model)[0]) as file:
         return _type(model, file.get_slice(next(iter(file.keys()))))
 

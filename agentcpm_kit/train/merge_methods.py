@@ -72,9 +72,8 @@ def check_models(method: str, models: Sequence[Path], base: Path | None) -> None
     try:
         contract.validate_ids(everyone, everyone[0] if base else None)
     except ValueError as error:
-        said = str(error)
-        raise KitError(f"the merge method {method} cannot join these models: {said[0].lower()}{said[1:]}"
-                       + " (the base is one of them)" * bool(base)) from error
+        said = str(error) + (" (the base is one of them)" if base else "")
+        raise KitError(f"the merge method {method} cannot join these models: {said[0].lower()}{said[1:]}") from error
 
 
 def check_parameters(method: str, parameters: dict[str, Value | bool]) -> None:
