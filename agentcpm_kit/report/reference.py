@@ -156,6 +156,15 @@ def _arms(stages: list[StageResult]) -> str:
     return markdown_table(["way", *columns.values()], [sft, *arms])
 
 
+def settings_table(_profile: str) -> str:
+    """Markdown table of benchmarks/sft_settings.py, the best agents first."""
+    kinds = [f"{way}{what}" for way in ("", "by parts: ") for what in ("success", "general")]
+    found = sorted(read_jsonl(reference_folder("benchmarks") / "sft_settings/rows.jsonl"), key=lambda r: -r["success"])
+    rows = [(r["trial"], *(f"{r[kind]:.2f}" for kind in kinds)) for r in found]
+    scores = ["tasks solved", "general ability"]
+    return markdown_table(["setting of SFT", *scores, *(f"merged by parts: {score}" for score in scores)], rows)
+
+
 def families_table(profile: str, seed: str = "seed0") -> str:
     """Markdown table of what notebook 01 measured on the eight families."""
     metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
@@ -180,7 +189,7 @@ def rollouts_table(_profile: str) -> str:
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
-          "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
+          "settings": settings_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table}
 
 
 def with_tables(text: str, profile: str) -> str:
