@@ -42,6 +42,11 @@ def is_done(folder: Path, input_hash: str) -> bool:
     return done.is_file() and done.read_text().strip() == input_hash
 
 
+def is_begun(folder: Path, input_hash: str) -> bool:
+    marker = folder / MARKER
+    return marker.is_file() and marker.read_text() == input_hash
+
+
 def previous_folder(folder: Path) -> Path:
     """Where a stage's finished result waits until another one takes its place."""
     return folder.parent / ".previous" / folder.name
@@ -57,8 +62,8 @@ def set_aside(folder: Path) -> None:
 
 def take_back(folder: Path, input_hash: str) -> None:
     """Put the result that was set aside in its place again, if it is what is asked for, and no newer work on that is there."""
-    begun = (folder / MARKER).is_file() and (folder / MARKER).read_text() == input_hash
-    if is_done(previous_folder(folder), input_hash) and not begun and not (folder / "DONE").is_file():
+    newer = is_begun(folder, input_hash) or (folder / "DONE").is_file()
+    if is_done(previous_folder(folder), input_hash) and not newer:
         _move(previous_folder(folder), folder)
 
 
@@ -138,12 +143,11 @@ class Stage:
         self._last_progress = 0.0
 
     def prepare(self) -> None:
-        marker = self.folder / MARKER
-        if (self.folder / "DONE").is_file() or not marker.is_file() or marker.read_text() != self.hash:
+        if (self.folder / "DONE").is_file() or not is_begun(self.folder, self.hash):
             check_writable(self.folder.parent)
             set_aside(self.folder)
         check_writable(self.folder)
-        write_atomic(marker, self.hash)
+        write_atomic(self.folder / MARKER, self.hash)
         self._started = time.time()
         self._write_config()
         write_json(self.folder / "env.json", describe(self.seed))

@@ -116,9 +116,13 @@ def claims_table(profile: str) -> str:
     return markdown_table(["claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
 
 
+def _merges(profile: str) -> list[StageResult]:
+    return [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
+
+
 def merging_table(profile: str) -> str:
     """Markdown table of SFT and merging on test worlds, a row per seed and their mean."""
-    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
+    stages = _merges(profile)
     columns = {"sft_success": "SFT: tasks solved", "sft_general": "general ability", "merge_success": "merge: tasks solved",
                "merge_general": "general ability", "recovered_share": "of the loss recovered", "kept_share": "of success kept"}
     rows = []
@@ -137,12 +141,12 @@ ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "mer
 
 def arms_table(profile: str) -> str:
     """Markdown table of SFT and the ways to forget less that every seed tested, means over seeds."""
-    return _arms([s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"])
+    return _arms(_merges(profile))
 
 
 def baselines_table(profile: str) -> str:
     """The same with the baselines that train, of the seeds that were run with ``full``."""
-    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge" and s.parameters.get("full")]
+    stages = [s for s in _merges(profile) if s.parameters.get("full")]
     return _arms(stages) if stages else "No seed was run with `-p full=true`."
 
 

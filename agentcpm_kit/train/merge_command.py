@@ -22,18 +22,19 @@ def merge_command(method: str, models: Sequence[Path], base: Path | None, out: P
     quiet_libraries()
     parameters = _settings(settings, density)
     inputs = [Path(model).resolve() for model in models]  # so that the YAML can be run from anywhere
-    for model in [base.resolve(), *inputs] if base else inputs:
+    base = base and base.resolve()
+    everyone = [base, *inputs] if base else inputs
+    for model in everyone:
         require_model(model)
-    config = merge_config(method, inputs, base and base.resolve(), [_number("weight", w) for w in weights.split(",")] if weights
+    config = merge_config(method, inputs, base, [_number("weight", w) for w in weights.split(",")] if weights
                           else (), dtype or dtype_of(inputs[0]), **parameters)
     if method in RANDOM_METHODS and "density" not in parameters:
         print(f"note: without --density, {method} keeps every entry and drops nothing")
     before = out.is_dir() and any(out.iterdir())
     with sigterm_interrupts():
         merge(config, out, seed, progress=True)
-    donor, *others = [base.resolve(), *inputs] if base else inputs  # whose tokenizer mergekit copies
-    for model in other_templates([donor, *others]):
-        print(f"note: {model} has another chat template than {donor}, whose template the merge has")
+    for model in other_templates(everyone):  # mergekit copies the tokenizer of the first
+        print(f"note: {model} has another chat template than {everyone[0]}, whose template the merge has")
     print(f"merged: {out} (recipe in {out / RECIPE}){', in place of the merge that was there' if before else ''}")
 
 
