@@ -55,6 +55,7 @@ class Machine(Section):
     minutes_measured: bool = False
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, StringConstraints(pattern="^https?://[^/]+")]
 
 
@@ -184,26 +185,45 @@ class Merge(Section):
 
 
 class Noise(Section):
-    """Reward noise of the noisy arms. Our assumption: the paper's taxonomy of noise is unpublished."""
+    """Reward noise of the noisy arms, each source from 0 (off) to 1: see train/noise.py.
 
-    tool_outage: float  # share of episodes during which every tool call fails
-    judge_false_positive: float
-    judge_false_negative: float
-    lucky_answer: float  # share of wrong, too short episodes that the judge likes
+    Our assumption: the paper's taxonomy of noise is unpublished.
+    """
+
+    tool_outage: Share = 0.0
+    judge_outage: Share = 0.0
+    judge_false_positive: Share = 0.0
+    judge_false_negative: Share = 0.0
+    lucky_answer: Share = 0.0
+    format_slip: Share = 0.0
+    turn_limit: Share = 0.0
+    context_limit: Share = 0.0
 
 
 class RL(Section):
-    loss: Literal["grpo", "minirl"]
-    steps: int
-    questions_per_step: int
-    group_size: int  # rollouts per question, G
-    learning_rate: float
+    loss: Literal["grpo", "gspo", "minirl", "cispo", "reinforce"]
+    aggregation: Literal["token_mean", "sequence_sum", "sequence_mean"] = "token_mean"
+    importance_weight_cap_ratio: PositiveFloat = 4.0  # kappa of the staleness mask: see train/losses.py
+    strict_in_bound: bool = False
+    out_of_date_decay: NonNegativeFloat = 0.0
+    asynchronous: bool = False  # one step off: the next step's rollouts are made while this one trains
+    steps: PositiveInt
+    questions_per_step: PositiveInt
+    group_size: PositiveInt  # rollouts per question, G
+    learning_rate: PositiveFloat
+    warmup_steps: NonNegativeInt = 0
+    adam_epsilon: PositiveFloat = 1e-8  # larger: weights with hardly any gradient stay where they are
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
     hops: list[int]
     redundancy: int
-    temperature: float
-    eval_every: int
-    save_every: int  # steps between checkpoints: at most so much work is lost to a kill
-    validation_tasks: int
+    temperature: PositiveFloat
+    eval_every: PositiveInt
+    save_every: PositiveInt  # steps between checkpoints: at most so much work is lost to a kill
+    validation_tasks: PositiveInt
+    kl_rollouts: NonNegativeInt = 16  # of each step, to measure the distance to the start; 0: not at all, and no second model
+    patience: PositiveInt = 5  # steps without any reward, or without entropy, after which a run stops as collapsed
+    least_entropy: NonNegativeFloat = 0.001  # nats per token: below, a policy tries nothing any more
 
 
 class Summarising(Section):

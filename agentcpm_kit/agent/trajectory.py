@@ -39,6 +39,7 @@ class Step(BaseModel):
     results: list[str] = []
     status: str = "completed"  # or tool_failed, format_error, repeat_error (reference, section 7)
     context: int = 0
+    policy_version: int = 0  # in RL: how many steps the policy had learned when it sampled this turn
     tokens_generated: int = 0
     cut: bool = False  # the turn ran out of `max_new_tokens` before its end token
     tokens_read: int = 0

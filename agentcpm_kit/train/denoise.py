@@ -1,16 +1,23 @@
 """Denoising the reward of a group of rollouts (claim 4 of the paper), one rule at a time.
 
-The rules are those of the reference's code (reference_system, section 9). What is corrected by default: what is
-dropped leaves the baseline, and a fault is "no reward", never 0. ``as_published=True`` brings back the reference's
-behaviour, in which dropped rollouts still lower the baseline of the others and a fault counts as 0.
+The rules are those of the reference's code (reference_system, section 9), each a function of the group that returns the
+positions it drops, each with its own switch in `Rules`. What is corrected by default: what is dropped leaves the baseline,
+a fault of tool, engine or judge is "no reward", never 0, and the rank shift reaches the advantages. ``as_published=True``
+brings back the reference's behaviour: its gate looks at all scores before anything is dropped, dropped rollouts still lower
+the baseline of the others, a judge's outage counts as a wrong answer, and the rank shift has no effect.
+
+Where a rule keeps a random few, the draw depends on the rollouts' keys and on `Rules.seed`, not on their order.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..agent.trajectory import EndReason, Trajectory
+from .advantages import clip_sign, leave_one_out, step_advantages
 
-CAPPED_STEPS = ("format_error", "repeat_error")  # these never gain from a positive advantage
+CORRECT = 0.5  # scores from here on count as correct
+SHIFT = 0.2  # span of the rank shift: +/- 0.1
 
 
 @dataclass(frozen=True)
@@ -21,24 +28,34 @@ class Rollout:
     turns: int
     end_reason: EndReason = EndReason.ANSWERED
     steps: tuple[str, ...] = ()  # status of each turn
+    key: str = ""  # the episode's name: random choices depend on it
 
     @classmethod
     def of(cls, trajectory: Trajectory, score: float | None) -> "Rollout":
-        return cls(score, trajectory.turns, trajectory.end_reason, tuple(s.status for s in trajectory.steps))
+        statuses = tuple(step.status for step in trajectory.steps)
+        return cls(score, trajectory.turns, trajectory.end_reason, statuses, trajectory.episode)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Switches. `min_turns` and `min_spread` are the reference's defaults."""
+    """Switches of section 9, and of the advantages (section 10). Numbers are the reference's defaults; so are the switches,
+    but for `balance_sample`, which is on in the reference and there turns off those that follow it.
+    """
 
     variance_gate: bool = True
-    drop_faults: bool = True
+    balance_sample: bool = False
+    drop_faults: bool = True  # failed_error
     drop_short: bool = True  # correct after at most `min_turns` turns: lucky
-    drop_limits: bool = True  # ended by the turn or context limit
+    drop_limits: bool = True  # ended by the turn or context limit, but for `reserve_limits`
+    efficient_rewarding: bool = False  # keeps those, and shifts scores by rank of turns
     cap_bad_steps: bool = True
     sign_clip: bool = True
-    min_turns: int = 1
     min_spread: float = 0.1
+    min_turns: int = 1
+    reserve_limits: int = 0  # reserve_context_error_count
+    adv_scaling: float = 1.0
+    minimal_advantage: float | None = None  # steps below are not learned from; 0 keeps what is rewarded alone
+    seed: int = 0
     as_published: bool = False
 
 
@@ -48,69 +65,122 @@ NO_RULES = Rules(variance_gate=False, drop_faults=False, drop_short=False, drop_
 
 @dataclass(frozen=True)
 class DenoisedGroup:
-    """Advantages of each rollout (0 where dropped), and of each of its steps; `dropped` maps position to rule."""
+    """Advantages of each rollout (0 where dropped), and of each of its steps; `dropped` maps position to rule.
+
+    `scores` are the rewards after the rank shift, a missing one as 0.
+    """
 
     advantages: list[float]
     step_advantages: list[list[float]]
     dropped: dict[int, str]
+    scores: list[float]
 
 
-def is_fault(rollout: Rollout) -> bool:
-    """The environment, the engine or the judge failed; nothing is known about the answer."""
-    return rollout.score is None or rollout.end_reason.is_fault
+def faults(group: Sequence[Rollout], as_published: bool = False) -> set[int]:
+    """Rule 4: the environment, the engine or the judge failed, and nothing is known about the answer.
+
+    The reference takes the judge's outage for a wrong answer.
+    """
+    return {i for i, r in enumerate(group) if r.end_reason.is_fault or (r.score is None and not as_published)}
 
 
-def is_short(rollout: Rollout, min_turns: int) -> bool:
-    """Called correct after so few turns that nothing can have been looked up."""
-    return (rollout.score or 0) > 0 and rollout.turns <= min_turns
+def short(group: Sequence[Rollout], min_turns: int = 1) -> set[int]:
+    """Rule 5: called correct after so few turns that nothing can have been looked up."""
+    return {i for i, r in enumerate(group) if (r.score or 0) > 0 and r.turns <= min_turns}
 
 
-def is_cut_off(rollout: Rollout) -> bool:
-    """Ended by a limit, not by the agent."""
-    return rollout.end_reason in (EndReason.TURN_LIMIT, EndReason.CONTEXT_LIMIT)
+def cut_off(group: Sequence[Rollout], reserve: int = 0, seed: int = 0) -> set[int]:
+    """Rule 6: ended by a limit, not by the agent; a random `reserve` of them stay."""
+    found = [i for i, r in enumerate(group) if r.end_reason in (EndReason.TURN_LIMIT, EndReason.CONTEXT_LIMIT)]
+    return set(_drawn(group, found, seed)[reserve:])
+
+
+def unbalanced(group: Sequence[Rollout], seed: int = 0) -> set[int]:
+    """Rule 2: with m = min(wrong, not wrong), at random all but m + 1 of the wrong and m + 2 of the others."""
+    wrong = [i for i, r in enumerate(group) if not r.score]
+    right = [i for i, r in enumerate(group) if r.score]
+    fewer = min(len(wrong), len(right))
+    return {*_drawn(group, wrong, seed)[fewer + 1:], *_drawn(group, right, seed)[fewer + 2:]}
 
 
 def spread_too_small(scores: Sequence[float], min_spread: float) -> bool:
-    """Variance gate: rewards that barely differ say nothing about which rollout was better."""
+    """Rule 1, the variance gate: rewards that barely differ say nothing about which rollout was better."""
     return not scores or max(scores) - min(scores) < min_spread
 
 
-def leave_one_out(scores: Sequence[float]) -> list[float]:
-    """A_i = s_i - mean of the others; no division by the deviation. A group of one has no baseline: 0."""
-    if len(scores) < 2:
-        return [0.0] * len(scores)
-    total = sum(scores)
-    return [s - (total - s) / (len(scores) - 1) for s in scores]
+def rank_shift(scores: Sequence[float], turns: Sequence[int]) -> list[float]:
+    """Rule 7: among the correct, fewer turns are better, among the wrong, more; shifts within each sum to 0, at most +/- 0.1.
+
+    delta_i = sign (rank_i - mean rank) 0.2 / (n - 1), ranks by turns, the average rank on ties; a lone one is not shifted.
+    """
+    from scipy.stats import rankdata
+
+    shifted = list(scores)
+    for correct, sign in ((False, 1), (True, -1)):
+        members = [i for i, s in enumerate(scores) if (s >= CORRECT) == correct]
+        if len(members) > 1:
+            for i, rank in zip(members, rankdata([turns[i] for i in members]), strict=True):
+                shifted[i] += sign * float(rank - (len(members) + 1) / 2) * SHIFT / (len(members) - 1)
+    return shifted
 
 
 def denoise_group(group: Sequence[Rollout], rules: Rules) -> DenoisedGroup:
     """Apply the rules to the rollouts of one question. Pure; the order of the group does not matter."""
     scores = [0.0 if r.score is None else r.score for r in group]
-    dropped = {i: rule for i, r in enumerate(group) if (rule := _rule_that_drops(r, rules))}
-    in_baseline = [i for i in range(len(group)) if rules.as_published or i not in dropped]
-    if rules.variance_gate and spread_too_small([scores[i] for i in in_baseline], rules.min_spread):
-        dropped |= {i: "variance_gate" for i in range(len(group)) if i not in dropped}
+    dropped = _dropped(group, rules, scores)
+    kept = [i for i in range(len(group)) if i not in dropped]
+    shifted = _shifted(group, rules, scores, kept)
+    in_baseline = list(range(len(group))) if rules.as_published else kept
+    counted = scores if rules.as_published else shifted
     advantages = [0.0] * len(group)
-    for i, advantage in zip(in_baseline, leave_one_out([scores[i] for i in in_baseline]), strict=True):
+    for i, advantage in zip(in_baseline, leave_one_out([counted[i] for i in in_baseline]), strict=True):
         if i not in dropped:
-            advantages[i] = _clip_sign(advantage, scores[i]) if rules.sign_clip else advantage
-    steps = [_step_advantages(r, a, rules) for r, a in zip(group, advantages, strict=True)]
-    return DenoisedGroup(advantages, steps, dropped)
+            advantages[i] = rules.adv_scaling * (clip_sign(advantage, scores[i]) if rules.sign_clip else advantage)
+    steps = [step_advantages(r.steps, a, rules.cap_bad_steps, rules.minimal_advantage)
+             for r, a in zip(group, advantages, strict=True)]
+    return DenoisedGroup(advantages, steps, dropped, shifted)
 
 
-def _rule_that_drops(rollout: Rollout, rules: Rules) -> str | None:
-    if rules.drop_faults and is_fault(rollout):
-        return "fault"
-    if rules.drop_short and is_short(rollout, rules.min_turns):
-        return "short"
-    return "limit" if rules.drop_limits and is_cut_off(rollout) else None
+def _dropped(group: Sequence[Rollout], rules: Rules, scores: Sequence[float]) -> dict[int, str]:
+    """Which rule drops whom. The gate comes first as published, else it looks at what the others leave."""
+    everyone = set(range(len(group)))
+    if rules.as_published and rules.variance_gate and spread_too_small(scores, rules.min_spread):
+        return dict.fromkeys(everyone, "variance_gate")
+    dropped: dict[int, str] = {}
+    for rule, positions in _by_rule(group, rules):
+        dropped |= {i: rule for i in positions if i not in dropped}
+    left = everyone - set(dropped)
+    if rules.variance_gate and not rules.as_published and spread_too_small([scores[i] for i in left], rules.min_spread):
+        dropped |= dict.fromkeys(left, "variance_gate")
+    return dropped
 
 
-def _clip_sign(advantage: float, score: float) -> float:
-    """A wrong rollout never gains, a correct one never loses (reference_system, section 10)."""
-    return min(advantage, 0.0) if score <= 0.5 else max(advantage, 0.0)
+def _by_rule(group: Sequence[Rollout], rules: Rules) -> Iterable[tuple[str, set[int]]]:
+    """The rules that are switched on, in their order. Balance stands for all that follow it, faults excepted."""
+    gone = faults(group, rules.as_published) if rules.drop_faults else set()
+    yield "fault", gone
+    if rules.balance_sample:
+        left = [i for i in range(len(group)) if i not in gone]
+        yield "balance", {left[i] for i in unbalanced([group[i] for i in left], rules.seed)}
+        return
+    if rules.drop_short:
+        yield "short", short(group, rules.min_turns)
+    if rules.drop_limits and not rules.efficient_rewarding:
+        yield "limit", cut_off(group, rules.reserve_limits, rules.seed)
 
 
-def _step_advantages(rollout: Rollout, advantage: float, rules: Rules) -> list[float]:
-    capped = [rules.cap_bad_steps and status in CAPPED_STEPS for status in rollout.steps]
-    return [min(advantage, 0.0) if cap else advantage for cap in capped]
+def _shifted(group: Sequence[Rollout], rules: Rules, scores: list[float], kept: list[int]) -> list[float]:
+    shifted = list(scores)
+    if rules.efficient_rewarding and not rules.balance_sample:
+        new = rank_shift([scores[i] for i in kept], [group[i].turns for i in kept])
+        for i, score in zip(kept, new, strict=True):
+            shifted[i] = score
+    return shifted
+
+
+def _drawn(group: Sequence[Rollout], positions: list[int], seed: int) -> list[int]:
+    """Positions in a random order that the rollouts' keys decide; rollouts that tie are alike in all that rules look at."""
+    def draw(i: int) -> tuple:
+        digest = hashlib.sha256(f"{seed} {group[i].key}".encode()).digest()
+        return digest, group[i].turns, str(group[i].end_reason), group[i].steps
+    return sorted(positions, key=draw)

@@ -1,0 +1,267 @@
+"""TRL's `GRPOTrainer` with the kit's rollouts, advantages and losses in the places of its own.
+
+Synchronous: rollouts, then one update from them. Asynchronous, one step off: while step t trains, a thread plays the
+rollouts of step t + 1 with the policy that step t began with, so that they are one step old when they are learned from. What
+is played depends on weights and seeds alone, not on the thread's timing: a run repeats itself in both modes.
+"""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from ..agent.trajectory import Trajectory
+from ..errors import KitError
+from .losses import AGGREGATIONS, Staleness, clipped_share, token_losses
+from .rollouts import Update, collect, load_update, repeated, save_update
+
+
+class Rollouts:
+    """The update of each step, in order: collected when it is asked for, or in a thread one step ahead."""
+
+    def __init__(self, tasks: list, engine, profile, arm, seed: int):
+        self.tasks, self.engine, self.profile, self.arm, self.seed = tasks, engine, profile, arm, seed
+        self.ahead: Future | None = None
+        self.thread = ThreadPoolExecutor(1, "rollouts") if profile.rl.asynchronous else None
+
+    def questions(self, step: int) -> list:
+        count = self.profile.rl.questions_per_step
+        return self.tasks[step * count: (step + 1) * count]
+
+    def take(self, step: int, model) -> Update:
+        """The rollouts that `step` learns from; `model` is the newest policy."""
+        update = self.ahead.result() if self.ahead else None
+        if update is None or self.thread:
+            load_weights(self.engine, model)
+        update = update or self._collect(step, step)
+        if self.thread and step + 1 < self.profile.rl.steps:
+            self.ahead = self.thread.submit(self._collect, step + 1, step)
+        return update
+
+    def _collect(self, step: int, version: int) -> Update:
+        tasks = repeated(self.questions(step), self.profile.rl.group_size)
+        return collect(tasks, self.engine, self.profile, self.arm, self.seed, step, version)
+
+    def save(self, folder: Path) -> None:
+        """Keep what was played ahead."""
+        if self.ahead:
+            save_update(self.ahead.result(), folder)
+
+    def load(self, folder: Path) -> None:
+        if update := load_update(folder, self.arm.rules, self.profile.rl.group_size):
+            self.ahead = Future()
+            self.ahead.set_result(update)
+
+    def close(self) -> None:
+        """Wait for what is under way: the engine is closed next."""
+        if self.thread:
+            self.thread.shutdown(wait=True, cancel_futures=True)
+
+
+def load_weights(engine, model) -> None:
+    """Let an engine with weights of its own go on with those of `model`."""
+    if getattr(engine, "model", None) is model:
+        return
+    if hasattr(engine, "load_weights"):
+        engine.load_weights(model)
+    else:
+        engine.model.load_state_dict(model.state_dict())
+
+
+@cache
+def trainer_class():
+    """The trainer, made when first needed: importing TRL takes seconds."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import torch
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    class AgentGRPOTrainer(GRPOTrainer):
+        """`GRPOTrainer` whose prompts are task ids, and whose rollouts, advantages and loss are the kit's."""
+
+        def __init__(self, model, tokenizer, tasks, profile, config, arm, seed, engine, start):
+            self.kit, self.start = profile, start
+            self.rollouts = Rollouts(tasks, engine, profile, arm, seed)
+            self.update: Update | None = None
+            self.seconds = {"train_s": 0.0}
+            self.drift: float | None = None
+            dataset = Dataset.from_list([{"prompt": task.task_id} for task in tasks])
+            super().__init__(model=model, reward_funcs=_rewards, args=config, train_dataset=dataset, processing_class=tokenizer,
+                             rollout_func=self.rollout)
+
+        def take_up(self, checkpoint: str | None) -> str | None:
+            if checkpoint:
+                self.rollouts.load(Path(checkpoint))
+            return checkpoint
+
+        def train(self, *arguments, **options):
+            try:
+                return super().train(*arguments, **options)
+            finally:
+                self.rollouts.close()
+
+        def rollout(self, prompts: list[str], trainer) -> dict:
+            step = self.state.global_step
+            expected = [task.task_id for task in repeated(self.rollouts.questions(step), self.kit.rl.group_size)]
+            if prompts != expected:
+                raise KitError(f"step {step}: the trainer asks for other questions than the run's order has")
+            started = time.perf_counter()
+            self.update = self.rollouts.take(step, self.accelerator.unwrap_model(self.model))
+            self.seconds |= self.update.seconds | {"wait_s": time.perf_counter() - started}
+            contexts = [t.context for t in self.update.trajectories]
+            return {"prompt_ids": [c.token_ids[: c.prompt_length] for c in contexts],
+                    "completion_ids": [c.token_ids[c.prompt_length:] for c in contexts],
+                    "logprobs": [c.logprobs[c.prompt_length:] for c in contexts],
+                    "env_mask": [c.loss_mask[c.prompt_length:] for c in contexts],
+                    "kit_reward": [0.0 if r is None else r for r in self.update.rewards]}
+
+        def _prepare_inputs(self, generation_batch):
+            """TRL's own shuffles rows at random and pads all to the longest; these are chunks of like length."""
+            chunks = self.args.steps_per_generation
+            if self._step % chunks == 0:
+                self._buffered_inputs = in_length_chunks(self._generate_and_score_completions(generation_batch), chunks)
+            return self._buffered_inputs[self._step % chunks]
+
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            assert_sampled_tokens(batch, self.update.trajectories)
+            self.drift = self._distance_to_start(batch)
+            width = batch["completion_ids"].shape[1]
+            rows = [self.update.token_advantages(i) for i in range(len(self.update.trajectories))]
+            batch["advantages"] = torch.tensor([row + [0.0] * (width - len(row)) for row in rows],
+                                               device=batch["completion_ids"].device)
+            return _without_idle_rows(batch, self.args.steps_per_generation)
+
+        def _distance_to_start(self, batch) -> float | None:
+            """KL to the start, nats per token, on some rollouts: the mean of exp(d) - 1 - d, d = l_start - l' (Schulman's k3)."""
+            if not self.kit.rl.kl_rollouts:
+                return None
+            rows = torch.arange(0, len(batch["advantages"]), max(1, len(batch["advantages"]) // self.kit.rl.kl_rollouts))
+            some = in_length_chunks({k: v[rows] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}, 1)[0]
+            mask = (some["completion_mask"] * some["tool_mask"]).bool()
+            with torch.no_grad():
+                gap = self.sampled_logprobs(self._start_model(), some, mask)[0] - some["sampling_per_token_logps"]
+            return float((gap.exp() - 1 - gap)[mask].mean())
+
+        def _start_model(self):
+            from ..agent.engines import load_model
+
+            if isinstance(self.start, Path):
+                self.start = load_model(self.start, self.kit.model.dtype)[0].to(self.accelerator.device).eval()
+            return self.start
+
+        def sampled_logprobs(self, model, inputs, mask):
+            """Log-probs of the sampled tokens [B, T], 0 elsewhere, and their mean entropy: the head sees no other position.
+
+            In place of TRL 1.15's fused head, which needs triton.
+            """
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            real = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            hidden = model.get_decoder()(input_ids=ids, attention_mask=real).last_hidden_state
+            before = hidden[:, -mask.shape[1] - 1: -1][mask]  # what stands before each sampled token
+            logits = model.get_output_embeddings()(before).float() / self.kit.rl.temperature
+            logprobs = torch.log_softmax(logits, -1)
+            chosen = logprobs.gather(-1, inputs["completion_ids"][mask][:, None])[:, 0]
+            placed = torch.zeros(mask.shape, device=chosen.device).masked_scatter(mask, chosen)
+            with torch.no_grad():
+                entropy = -(logprobs.exp() * logprobs).sum(-1).mean() if len(chosen) else torch.zeros(())
+            return placed, entropy
+
+        def training_step(self, *arguments, **options):
+            loss = super().training_step(*arguments, **options)
+            self.seconds["train_s"] += time.perf_counter() - self.began
+            return loss
+
+        def _compute_loss(self, model, inputs):
+            self.began = time.perf_counter()  # after the rollouts
+            rl, behaviour, advantages = self.kit.rl, inputs["sampling_per_token_logps"], inputs["advantages"]
+            mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            logp, entropy = self.sampled_logprobs(self.accelerator.unwrap_model(model), inputs, mask)
+            behaviour = torch.where(mask, behaviour, torch.zeros_like(behaviour))
+            staleness = Staleness(rl.importance_weight_cap_ratio, rl.strict_in_bound, rl.out_of_date_decay)
+            losses = token_losses(rl.loss, logp, behaviour, advantages, mask, staleness, self.age)
+            self._log_metric_values(logp.detach(), behaviour, advantages, entropy, mask)
+            return AGGREGATIONS[rl.aggregation](losses, mask, inputs["num_items_in_batch"], inputs["rows_in_batch"])
+
+        @property
+        def age(self) -> int:
+            """How many steps the policy has learned since it sampled what it learns from now."""
+            return self.state.global_step - self.update.version
+
+        def _log_metric_values(self, logp, behaviour, advantages, entropy, mask):
+            values = {"entropy": entropy, "policy_gap": ((logp - behaviour).abs() * mask).sum() / mask.sum().clamp(min=1),
+                      "clip_share": clipped_share(logp, behaviour, advantages, mask)}
+            for name, value in values.items():
+                self._metrics["train"][name].append(value.item())
+
+        def _save_checkpoint(self, model, trial):
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.rollouts.save(folder)  # first: a checkpoint counts as whole once the trainer's own last file is there
+            super()._save_checkpoint(model, trial)
+
+    return AgentGRPOTrainer
+
+
+def assert_sampled_tokens(batch: dict, trajectories: list[Trajectory]) -> None:
+    """Every token that a batch trains on is the one that was sampled, at its place and with its log-probability.
+
+    Raises:
+        KitError: TRL cut, moved or tokenised anew, ids were made from text, or an episode has several contexts.
+    """
+    for row, trajectory in enumerate(trajectories):
+        if not trajectory.exact or len(trajectory.contexts) != 1:
+            raise KitError(f"RL needs the sampled ids in one context; episode {trajectory.episode} has "
+                           f"{len(trajectory.contexts)} contexts, exact ids: {trajectory.exact}")
+        context, size = trajectory.context, len(trajectory.context.token_ids) - trajectory.context.prompt_length
+        real, ids = batch["completion_mask"][row], batch["completion_ids"][row][:size].tolist()
+        trained = (real * batch["tool_mask"][row]).bool().tolist()
+        gaps = [abs(a - b) for a, b, t in zip(batch["sampling_per_token_logps"][row].tolist(), context.logprobs[-size:], trained,
+                                              strict=False) if t] if size else []
+        mask = context.loss_mask[context.prompt_length:]
+        if not (int(real.sum()) == size and ids == context.token_ids[context.prompt_length:]
+                and trained == [bool(m) for m in mask] + [False] * (len(trained) - size)
+                and all(gap <= 1e-4 for gap in gaps)):  # also false where a log-prob is no number
+            raise KitError(f"episode {trajectory.episode}: the tokens to train on are not those that were sampled")
+
+
+def in_length_chunks(batch: dict, chunks: int) -> list[dict]:
+    """Split rows into `chunks` of like length, and cut off the columns that are padding in all of a chunk's rows.
+
+    Rows are ordered by length and then by place, so that nothing is left to chance.
+    """
+    import torch
+
+    order = torch.argsort(batch["completion_mask"].sum(1), stable=True)
+    rows = {k: v[order] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}
+    others = {k: v for k, v in batch.items() if k not in rows}
+    size = len(order) // chunks
+    found = [{k: v[i * size: (i + 1) * size] for k, v in rows.items()} for i in range(chunks)]
+    return [others | _trimmed(chunk) for chunk in found]
+
+
+def _trimmed(rows: dict) -> dict:
+    """Prompts are padded on their left, what follows on its right."""
+    prompt, rest = (int(rows[f"{part}_mask"].sum(1).max()) for part in ("prompt", "completion"))
+    return {k: v[:, -prompt:] if k.startswith("prompt") else v[:, :rest] for k, v in rows.items()}
+
+
+def _rewards(prompts, completions, kit_reward, **kwargs) -> list[float]:
+    """What TRL logs as reward; advantages are computed from the update itself."""
+    return kit_reward
+
+
+def _without_idle_rows(batch: dict, chunks: int) -> dict:
+    """Drop rollouts without any advantage: they cost a pass and give no gradient. Keeps a multiple of `chunks` rows."""
+    import torch
+
+    active = (batch["advantages"] != 0).any(1)
+    keep = torch.cat([active.nonzero()[:, 0], (~active).nonzero()[:, 0]])
+    keep = keep[: max(1, -(-int(active.sum()) // chunks)) * chunks]
+    batch = {k: v[keep] if isinstance(v, torch.Tensor) and v.dim() and len(v) == len(active) else v
+             for k, v in batch.items()}
+    batch["tool_mask"] = batch["tool_mask"] * (batch["advantages"] != 0)
+    batch["num_items_in_batch"] = (batch["completion_mask"] * batch["tool_mask"]).sum().clamp(min=1)
+    batch["rows_in_batch"] = max(1, int(active.sum()))
+    return batch

@@ -1,0 +1,161 @@
+"""Rollouts for RL: the kit's loop plays, noise and judge decide the reward, and the rules what of it is learned from.
+
+Data flows one way: tasks -> trajectories -> (noise) rewards -> `denoise_group` -> advantages of tokens. `Update` holds all of
+it for one step, whichever trainer takes it.
+"""
+
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..agent.context import ContextPolicy
+from ..agent.engines import Engine
+from ..agent.episode import run_episodes, world_tools
+from ..agent.trajectory import Trajectory, read_trajectories, write_trajectories
+from ..evaluate.scorers import score
+from ..files import write_json
+from ..profile import Noise, Profile
+from ..world import Task, make_tasks
+from .denoise import DenoisedGroup, Rollout, Rules, denoise_group
+from .noise import CLEAN, fault_plan, judge, truncate
+
+TASK_SEED = 10_000  # far from the seeds of SFT's questions
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison. Arms differ in noise and rules, in nothing else."""
+
+    name: str
+    noise: Noise
+    rules: Rules
+
+
+PLAIN = Rules(variance_gate=False, drop_faults=False, drop_short=False, drop_limits=False, cap_bad_steps=False)
+
+
+def arms(noise: Noise) -> dict[str, Arm]:
+    """Clean rewards, noisy rewards taken as they come (a fault is a 0), and the same noisy rewards denoised.
+
+    Every rule that the paper's code filters rewards by is off in the first two (facts, section 3.2), caps of bad steps
+    included. All three clip signs, which changes nothing where rewards are 0 or 1.
+    """
+    return {"clean": Arm("clean", CLEAN, PLAIN), "noisy": Arm("noisy", noise, PLAIN),
+            "denoised": Arm("denoised", noise, Rules())}
+
+
+@dataclass
+class Update:
+    """Rollouts of one step with what the rules made of them.
+
+    `truth` says of each rollout whether the agent, left alone, was right (None: a fault), whatever noise made of it since.
+    """
+
+    trajectories: list[Trajectory]
+    rewards: list[float | None]
+    truth: list[bool | None]
+    groups: list[DenoisedGroup]
+    group_size: int
+    version: int = 0  # steps that the policy had learned when it sampled these
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def token_advantages(self, i: int) -> list[float]:
+        """Advantage of each token after the prompt: that of the step that sampled it, 0 on tool results."""
+        trajectory, steps = self.trajectories[i], self.groups[i // self.group_size].step_advantages[i % self.group_size]
+        values, step, previous = [], -1, 0
+        for learned in trajectory.context.loss_mask[trajectory.context.prompt_length:]:
+            step += learned and not previous
+            values.append(steps[step] if learned else 0.0)
+            previous = learned
+        return values
+
+    def dropped(self, i: int) -> str:
+        """Which rule dropped rollout `i`, or ""."""
+        return self.groups[i // self.group_size].dropped.get(i % self.group_size, "")
+
+    def is_noise(self, i: int) -> bool:
+        """Whether the reward of rollout `i`, a missing one taken as 0, differs from the truth, or the truth is unknown."""
+        return self.truth[i] is None or bool(self.rewards[i]) != self.truth[i]
+
+    def summary(self) -> dict:
+        """What is logged of a step. Shares are of all rollouts, `reward` and `success` of those that have one."""
+        count, everyone = len(self.trajectories), range(len(self.trajectories))
+        rewarded, correct = ([x for x in values if x is not None] for values in (self.rewards, self.truth))
+        return {"reward": sum(rewarded) / max(1, len(rewarded)), "success": sum(correct) / max(1, len(correct)),
+                "fault_share": sum(t is None for t in self.truth) / count,
+                "noise_share": sum(map(self.is_noise, everyone)) / count,
+                "turns": sum(t.turns for t in self.trajectories) / count,
+                "dropped": dict(Counter(rule for i in everyone if (rule := self.dropped(i)))),
+                "end_reasons": dict(Counter(t.end_reason.value for t in self.trajectories))}
+
+
+def rl_tasks(profile: Profile, seed: int = 0) -> list[Task]:
+    """Questions of a whole run, in their order: training worlds at RL's own hops and contamination, new ones for every step."""
+    rl, world = profile.rl, profile.world
+    needed = rl.steps * rl.questions_per_step
+    count = -(-needed // len(rl.hops))
+    found = [task for h in rl.hops
+             for task in make_tasks("train", count, h, world.train_worlds, world.entities, rl.redundancy, seed=TASK_SEED + seed)]
+    return random.Random(f"order {seed}").sample(found, needed)
+
+
+def repeated(tasks: list[Task], size: int) -> list[Task]:
+    """Each task `size` times in a row: its group."""
+    return [task for task in tasks for _ in range(size)]
+
+
+def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: int, step: int,
+            version: int | None = None) -> Update:
+    """Roll out `tasks` (each question `group_size` times in a row) for `step`, judge and denoise.
+
+    `version` stamps every turn: how many steps the policy had learned, `step` itself where it is the newest.
+    """
+    started = time.perf_counter()
+    found = run_episodes(tasks, engine, world_tools(fault_plan(arm.noise)), profile.limits, ContextPolicy.of(profile),
+                         seed, step)
+    played = time.perf_counter()
+    version = step if version is None else version
+    for trajectory, task in zip(found, tasks, strict=True):
+        score(trajectory, task)
+        for turn in trajectory.steps:
+            turn.policy_version = version
+    update = rewarded(found, arm.noise, arm.rules, profile.rl.group_size, f"{seed} {step}")
+    update.version, update.seconds = version, {"rollout_s": played - started, "reward_s": time.perf_counter() - played}
+    return update
+
+
+def rewarded(found: list[Trajectory], noise: Noise, rules: Rules, size: int, stream: str) -> Update:
+    """Scored trajectories as noise leaves them, with the rewards of the noisy judge, denoised.
+
+    `stream` names the draws: the same in every arm with noise, so that denoising alone tells noisy from denoised.
+    """
+    limits, verdicts = (random.Random(f"{what} {stream}") for what in ("limits", "judge"))
+    trained = [truncate(t, noise, limits) for t in found]
+    rewards = [judge(t, noise, verdicts) for t in trained]
+    return Update(trained, rewards, [t.correct for t in found], denoised(trained, rewards, rules, size), size)
+
+
+def denoised(trajectories: list[Trajectory], rewards: list[float | None], rules: Rules, size: int) -> list[DenoisedGroup]:
+    rollouts = [Rollout.of(t, r) for t, r in zip(trajectories, rewards, strict=True)]
+    return [denoise_group(rollouts[i: i + size], rules) for i in range(0, len(rollouts), size)]
+
+
+def save_update(update: Update, folder: Path) -> None:
+    """Keep rollouts that are not learned from yet, so that a resumed run learns from the very same."""
+    (folder / "rollouts.jsonl").unlink(missing_ok=True)
+    write_trajectories(folder / "rollouts.jsonl", update.trajectories)
+    write_json(folder / "rollouts.json", {"rewards": update.rewards, "truth": update.truth, "version": update.version})
+
+
+def load_update(folder: Path, rules: Rules, size: int) -> Update | None:
+    """What `save_update` kept in `folder`, if it did."""
+    import json
+
+    if not (folder / "rollouts.json").is_file():
+        return None
+    kept = json.loads((folder / "rollouts.json").read_text())
+    trajectories = read_trajectories(folder / "rollouts.jsonl")
+    groups = denoised(trajectories, kept["rewards"], rules, size)
+    return Update(trajectories, kept["rewards"], kept["truth"], groups, size, kept["version"])

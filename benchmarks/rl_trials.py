@@ -1,0 +1,198 @@
+"""What reward noise costs RL and what denoising returns: a map over sources, doses and learning rates; and single trials.
+
+    python benchmarks/rl_trials.py --out results/reference/benchmarks/rl_trials                     # hours; resumes
+    python benchmarks/rl_trials.py --experiments losses --seeds 0 1 --out results/my-trials
+
+Every trial trains the shipped merge on the questions of its seed with the profile's settings but for what its name says,
+and plays the test tasks at the temperature of training. One line each in ``rows.jsonl``, with the outcome of every task;
+figures are drawn from there. Trials run side by side, each on one thread, so that a trial repeats itself bit for bit; one
+that was interrupted goes on from its last checkpoint.
+
+- dose: each source of noise alone and all together, at four doses, by two learning rates, undenoised and denoised
+- rules: all sources at the profile's dose, denoised by all rules but one, or with a rule more
+- published: the same rules with the defects of the paper's public code
+- losses: the five losses, clean and noisy, on rollouts that are one step old (on fresh ones they are the same)
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+
+from agentcpm_kit.environment import describe
+from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
+from agentcpm_kit.profile import Noise, Profile, load_profile, repo_root, set_seed
+from agentcpm_kit.train.denoise import Rules
+from agentcpm_kit.train.losses import LOSSES
+from agentcpm_kit.train.noise import CLEAN
+from agentcpm_kit.train.rollouts import PLAIN, Arm, arms
+
+DOSES = (0.1, 0.2, 0.4, 0.8)
+SOURCES = tuple(Noise.model_fields)
+RATES = (1.0, 2.5)  # times the profile's learning rate; 2.5 is the step that ended in collapse in trials before this kit
+ARMS = {"undenoised": PLAIN, "denoised": Rules()}
+KEPT = ("success", "reward", "entropy", "turns", "noise_share", "kl_to_start")  # of the last steps of training, on average
+LAST = 5
+MORE_RULES = {"and efficient_rewarding": {"efficient_rewarding": True}, "and reserve_limits 1": {"reserve_limits": 1},
+              "balance_sample instead": {"balance_sample": True}, "and minimal_advantage 0": {"minimal_advantage": 0.0}}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one experiment; `changes` are of the profile's section `rl`."""
+
+    experiment: str
+    name: str
+    noise: Noise
+    rules: Rules
+    changes: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)  # what its row says of it besides
+
+
+def dose_trials(profile: Profile) -> Iterator[Trial]:
+    """The sources one after the other, all together first: so much of the map is whole whenever it is looked at."""
+    for source, dose in [("none", 0.0), *((s, d) for s in ("all", *SOURCES) for d in DOSES)]:
+        noise = Noise(**dict.fromkeys(SOURCES if source == "all" else [source], dose)) if dose else CLEAN
+        for rate, (arm, rules) in product(RATES, ARMS.items()):
+            labels = {"source": source, "dose": dose, "rate": rate, "arm": arm}
+            changes = {"learning_rate": rate * profile.rl.learning_rate}
+            yield Trial("dose", f"{source} {dose:g}, {arm}, {rate:g} x", noise, rules, changes, labels)
+
+
+def rule_trials(profile: Profile) -> Iterator[Trial]:
+    switches = ("variance_gate", "drop_faults", "drop_short", "drop_limits", "cap_bad_steps")
+    named = {"all rules": {}} | {f"without {s}": {s: False} for s in switches} | MORE_RULES
+    yield Trial("rules", "no rule", profile.noise, PLAIN)
+    for name, values in named.items():
+        yield Trial("rules", name, profile.noise, replace(Rules(), **values))
+
+
+def published_trials(profile: Profile) -> Iterator[Trial]:
+    for name, values in {"the rules": {}, "efficient_rewarding": {"efficient_rewarding": True},
+                         "balance_sample": {"balance_sample": True}}.items():
+        for as_published in (False, True):
+            rules = replace(Rules(), as_published=as_published, **values)
+            yield Trial("published", f"{name}, {'as published' if as_published else 'corrected'}", profile.noise, rules)
+
+
+def loss_trials(profile: Profile) -> Iterator[Trial]:
+    for name, arm in arms(profile.noise).items():
+        for loss in LOSSES:
+            changes = {"loss": loss, "asynchronous": True}
+            yield Trial("losses", f"{loss}, {name}", arm.noise, arm.rules, changes, {"loss": loss, "arm": name})
+
+
+EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "published": published_trials, "losses": loss_trials}
+
+
+def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int, work: Path) -> dict:
+    """Train, play the test tasks, and say what came of it. A loss that is no number counts as collapsed, without a score."""
+    from agentcpm_kit.errors import KitError
+    from agentcpm_kit.train.rl import train_rl
+    from agentcpm_kit.train.rollouts import rl_tasks
+
+    set_seed(seed, 1)
+    profile = profile.model_copy(update={"rl": profile.rl.changed(**trial.changes)})
+    arm, logged = Arm(trial.name, trial.noise, trial.rules), {}
+    out = work / f"seed{seed}" / trial.experiment / trial.name
+    row = {"experiment": trial.experiment, "trial": trial.name, "seed": seed, **trial.labels}
+    try:
+        train_rl(model, rl_tasks(profile, seed), profile, out, arm, seed, None, lambda step, log: logged.update({step: log}))
+        last = [logged[step] for step in sorted(logged)][-LAST:]
+        means = {k: _mean(r[k] for r in last) for k in KEPT if k in last[-1]}
+        row |= {"stopped": last[-1].get("stopped", ""), "last_steps": means}
+        row |= test(out, seed, profile, tests)
+    except KitError as error:
+        row |= {"stopped": str(error)}
+    for folder in (out, Path(f"{out}-trainer")):
+        shutil.rmtree(folder, ignore_errors=True)
+    return row
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(mean(list(values)), 4)
+
+
+def test(model: Path, seed: int, profile: Profile, tests: int) -> dict:
+    """Play the test tasks at the temperature of training; every seed has the same tasks."""
+    from agentcpm_kit.agent.engines import open_engine
+    from agentcpm_kit.evaluate.runner import evaluate_agent, suite
+
+    set_seed(seed, 1)
+    tasks = suite(profile, "test", tests, profile.rl.hops, profile.rl.redundancy)
+    with open_engine(model, profile, profile.rl.temperature) as engine:
+        result = evaluate_agent(engine, tasks, profile, seed=seed)
+    return {"n": len(tasks), "score": round(result.success.value, 4), "outcomes": "".join(map(str, result.outcomes)),
+            "end_reasons": result.end_reasons}
+
+
+def start_row(seed: int, model: Path, profile: Profile, tests: int) -> dict:
+    return {"experiment": "start", "trial": "before RL", "seed": seed, "stopped": "", **test(model, seed, profile, tests)}
+
+
+def work_list(options, profile: Profile) -> list[tuple[Trial | None, int]]:
+    """What is still to be done, seed by seed: the first seed's map is whole before the second one's begins."""
+    done = {(r["experiment"], r["trial"], r["seed"]) for r in read_jsonl(options.out / "rows.jsonl")}
+    trials = [t for name in options.experiments for t in EXPERIMENTS[name](profile) if options.only in t.name]
+    starts = [(None, seed) for seed in options.seeds if ("start", "before RL", seed) not in done]
+    return starts + [(t, seed) for seed in options.seeds for t in trials if (t.experiment, t.name, seed) not in done]
+
+
+def run_all(options, profile: Profile) -> None:
+    """Run what is still to be done, `options.workers` at once, and append each row as it comes."""
+    todo, began = work_list(options, profile), time.time()
+    common = (options.model, profile, options.tests)
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(run_trial, trial, seed, *common, options.work) if trial else
+                pool.submit(start_row, seed, *common) for trial, seed in todo]
+        for count, job in enumerate(as_completed(jobs), 1):
+            row = job.result()
+            append_jsonl(options.out / "rows.jsonl", row)
+            left = (time.time() - began) / count * (len(todo) - count) / 60
+            told = f"{row['experiment']}: {row['trial']}, seed {row['seed']}: {row.get('score', 'no score')} {row['stopped']}"
+            print(f"[{count}/{len(todo)}] {told}  (about {left:.0f} min left)", flush=True)
+
+
+def draw_all(rows: list[dict], out: Path) -> None:
+    from agentcpm_kit.report.doses import draw_map, draw_trials
+
+    known = {row["experiment"] for row in rows}
+    if "dose" in known:
+        for rate in {row["rate"] for row in rows if row["experiment"] == "dose"}:
+            draw_map(rows, rate).savefig(out / f"dose-{rate:g}x.png", dpi=75)
+    for name in known - {"dose", "start"}:
+        draw_trials(rows, name).savefig(out / f"{name}.png", dpi=90)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="micro", help="whose settings")
+    parser.add_argument("--experiments", nargs="*", default=list(EXPERIMENTS), choices=list(EXPERIMENTS), help="some of them")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of questions, sampling and noise")
+    parser.add_argument("--tests", type=int, default=300, help="test tasks per number of hops")
+    parser.add_argument("--steps", type=int, help="of RL; default: the profile's")
+    parser.add_argument("--workers", type=int, default=2, help="trials at once, each on one thread")
+    parser.add_argument("--only", default="", help="trials whose name holds this text")
+    parser.add_argument("--model", type=Path, default=repo_root() / "data/models/micro-merge", help="the model to start from")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; trials that it holds are not repeated")
+    parser.add_argument("--work", type=Path, default=Path("results/rl_trials"), help="folder for checkpoints")
+    options = parser.parse_args()
+    profile = load_profile(options.profile)
+    if options.steps:
+        profile = profile.model_copy(update={"rl": profile.rl.changed(steps=options.steps)})
+    run_all(options, profile)
+    draw_all(read_jsonl(options.out / "rows.jsonl"), options.out)
+    settings = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}
+    write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": describe(0)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""RL on the shipped merge with tiny budgets: what is learned from, what is logged, stopping, and resuming in both modes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.profile import load_profile, repo_root
+from agentcpm_kit.train.denoise import DenoisedGroup, Rules
+from agentcpm_kit.train.noise import CLEAN
+from agentcpm_kit.train.rl import train_rl
+from agentcpm_kit.train.rl_trainer import assert_sampled_tokens, in_length_chunks
+from agentcpm_kit.train.rl_watch import Collapse
+from agentcpm_kit.train.rollouts import Update, arms, load_update, rl_tasks, save_update
+
+MODEL = repo_root() / "data/models/micro-merge"
+
+
+def changed(profile, section, **values):
+    return profile.model_copy(update={section: getattr(profile, section).changed(**values)})
+
+
+def test_token_advantages_follow_the_steps():
+    context = Context(prompt_length=2, loss_mask=[0, 0, 1, 1, 0, 1, 0, 0, 1])
+    trajectory = Trajectory(task_id="t", question="q", contexts=[context])
+    group = DenoisedGroup([0.5], [[0.5, 0.0, 0.25]], {}, [1.0])
+    update = Update([trajectory], [1.0], [True], [group], 1)
+    assert update.token_advantages(0) == [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.25]
+
+
+def rolled_out():
+    """Two rollouts as the loop records them, and the batch that TRL makes of them: padded, tool results masked by `tool_mask`."""
+    found = []
+    for ids, mask in (([7, 8, 9, 20, 21, 10, 11], [0, 0, 1, 0, 0, 1, 1]), ([7, 8, 9, 12], [0, 0, 1, 1])):
+        logprobs = [-0.1 * i * m for i, m in zip(ids, mask, strict=True)]
+        context = Context(prompt_length=2, token_ids=ids, loss_mask=mask, logprobs=logprobs)
+        found.append(Trajectory(task_id="t", question="q", contexts=[context]))
+
+    def padded(rows, filler):
+        return torch.tensor([row[2:] + [filler] * (7 - len(row)) for row in rows])
+    contexts = [t.contexts[0] for t in found]
+    batch = {"completion_ids": padded([c.token_ids for c in contexts], 0),
+             "tool_mask": padded([c.loss_mask for c in contexts], 1),
+             "completion_mask": padded([[1] * len(c.token_ids) for c in contexts], 0),
+             "sampling_per_token_logps": padded([c.logprobs for c in contexts], 0.0),
+             "prompt_ids": torch.tensor([[7, 8]] * 2), "prompt_mask": torch.ones(2, 2, dtype=torch.long)}
+    return batch, found
+
+
+def test_a_batch_of_what_was_sampled_passes():
+    batch, found = rolled_out()
+    assert_sampled_tokens(batch, found)
+    batch["sampling_per_token_logps"] += 1e-6  # rounding
+    assert_sampled_tokens(batch, found)
+
+
+@pytest.mark.parametrize("key,row,place,value", [
+    ("completion_ids", 0, 0, 99), ("completion_ids", 1, 1, 99), ("sampling_per_token_logps", 0, 3, -9.0),
+    ("sampling_per_token_logps", 0, 3, float("nan")), ("tool_mask", 0, 0, 0), ("tool_mask", 0, 1, 1), ("tool_mask", 1, 1, 0),
+    ("completion_mask", 0, 4, 0), ("completion_mask", 1, 1, 0), ("completion_mask", 1, 2, 1),
+    ("completion_ids", 0, 1, 99)])  # the last: not trained on, but every later token was sampled after it
+def test_a_batch_that_differs_from_what_was_sampled_is_refused(key, row, place, value):
+    batch, found = rolled_out()
+    batch[key][row, place] = value
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens(batch, found)
+
+
+def test_sampled_tokens_at_another_place_are_refused():
+    batch, found = rolled_out()
+    keys = ("completion_ids", "tool_mask", "completion_mask", "sampling_per_token_logps")
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens({**batch, **{key: batch[key].flip(0) for key in keys}}, found)  # another rollout's row
+    for key in keys:
+        batch[key][1] = batch[key][1].roll(1)
+    with pytest.raises(KitError, match="not those that were sampled"):
+        assert_sampled_tokens(batch, found)
+
+
+def test_rl_needs_sampled_ids_in_one_context():
+    batch, found = rolled_out()
+    with pytest.raises(KitError, match="exact ids: False"):
+        assert_sampled_tokens(batch, [found[0], found[1].model_copy(update={"exact": False})])
+    with pytest.raises(KitError, match="2 contexts"):
+        assert_sampled_tokens(batch, [found[0].model_copy(update={"contexts": found[0].contexts * 2}), found[1]])
+
+
+def test_arms_differ_in_noise_and_rules_only(smoke):
+    found = arms(smoke.noise)
+    assert found["clean"].rules == found["noisy"].rules and found["noisy"].noise == found["denoised"].noise
+    assert found["clean"].noise == CLEAN
+
+
+def rl_profile(**values):
+    few = {"steps": 4, "questions_per_step": 4, "save_every": 1, "eval_every": 2, "hops": [1]}  # easy: there are rewards
+    return changed(load_profile("smoke"), "rl", **few | values)
+
+
+def run(out, profile, arm="noisy", on_step=None, evaluate=None):
+    """Train and return what was logged."""
+    torch.set_num_threads(1)
+    rows = []
+
+    def log(step, row):
+        rows.append({"step": step, **row})
+        if on_step:
+            on_step(step, row)
+    train_rl(MODEL, rl_tasks(profile), profile, out, arms(profile.noise)[arm], 0, evaluate, log)
+    return rows
+
+
+def test_rl_trains_on_the_sampled_tokens(tmp_path):
+    """At the first step the policy is the one that sampled: the gap between their log-probs must be rounding."""
+    rows = run(tmp_path / "out", rl_profile(), "denoised", evaluate=lambda engine: 0.5)
+    assert [r.get("validation") for r in rows] == [None, 0.5, None, 0.5]
+    assert all(r["policy_gap"] < 1e-3 and r["staleness"] == 0 and r["clip_share"] == 0 for r in rows), rows
+    assert rows[0]["kl_to_start"] < 1e-6 < rows[-1]["kl_to_start"]
+    assert all({"loss", "entropy", "reward", "success", "dropped", "fault_share", "noise_share", "train_s", "rollout_s"} <= set(r)
+               for r in rows)
+
+
+@pytest.mark.parametrize("loss,aggregation", [("gspo", "sequence_mean"), ("minirl", "sequence_sum"), ("cispo", "token_mean"),
+                                              ("reinforce", "token_mean")])
+def test_every_loss_trains(tmp_path, loss, aggregation):
+    rows = run(tmp_path / "out", rl_profile(steps=2, loss=loss, aggregation=aggregation))
+    before, after = load_file(MODEL / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert len(rows) == 2 and any(not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_asynchronous_rollouts_are_one_step_old(tmp_path):
+    """Those of the first step are fresh, and the policy has moved since all others were sampled."""
+    rows = run(tmp_path / "out", rl_profile(asynchronous=True))
+    assert [r["staleness"] for r in rows] == [0, 1, 1, 1]
+    assert rows[0]["policy_gap"] < 1e-4 < min(r["policy_gap"] for r in rows[1:])
+
+
+def test_turns_carry_the_version_of_the_policy(tmp_path):
+    turn = Step(policy_version=3)
+    update = Update([Trajectory(task_id="t", question="q", steps=[turn])] * 2, [1.0, None], [True, None], [], 2, 3)
+    save_update(update, tmp_path)
+    found = load_update(tmp_path, Rules(), 2)
+    assert found.trajectories == update.trajectories and found.version == 3
+    assert (found.rewards, found.truth) == ([1.0, None], [True, None])
+    assert found.groups[0].dropped == {0: "short", 1: "fault"}  # denoised again, by the rules of the run
+    assert load_update(tmp_path / "nothing", Rules(), 2) is None
+
+
+def test_summary_by_hand():
+    """Four rollouts: right and rewarded, right and not (noise), wrong and rewarded (noise), a fault (noise)."""
+    ends = [EndReason.ANSWERED] * 3 + [EndReason.TOOL_FAULT]
+    found = [Trajectory(task_id="t", question="q", end_reason=e, steps=[Step()] * 2) for e in ends]
+    group = DenoisedGroup([0.0] * 4, [[]] * 4, {3: "fault"}, [])
+    update = Update(found, [1.0, 0.0, 1.0, None], [True, True, False, None], [group], 4)
+    summary = update.summary()
+    assert summary["reward"] == summary["success"] == pytest.approx(2 / 3)
+    assert (summary["noise_share"], summary["fault_share"], summary["turns"]) == (0.75, 0.25, 2.0)
+    assert summary["dropped"] == {"fault": 1} and summary["end_reasons"] == {"answered": 3, "tool_fault": 1}
+
+
+def test_questions_differ_by_seed_and_never_repeat(smoke):
+    one, two = rl_tasks(smoke), rl_tasks(smoke, seed=1)
+    assert len({t.question for t in one}) == len(one) == smoke.rl.steps * smoke.rl.questions_per_step
+    assert not {t.task_id for t in one} & {t.task_id for t in two} or {t.question for t in one} != {t.question for t in two}
+
+
+def test_chunks_are_of_like_length_and_hold_no_needless_padding():
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]])
+    prompts = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 1], [0, 0, 1]])
+    batch = {"completion_mask": mask, "completion_ids": mask * torch.tensor([[1], [2], [3], [4]]), "prompt_mask": prompts,
+             "prompt_ids": prompts, "num_items_in_batch": torch.tensor(12)}
+    short, long = in_length_chunks(batch, 2)
+    assert short["completion_ids"].tolist() == [[2, 0], [4, 4]] and short["prompt_ids"].tolist() == [[1], [1]]
+    assert long["completion_ids"].tolist() == [[1, 1, 1, 1, 0], [3] * 5] and long["prompt_ids"].shape == (2, 2)
+    assert short["num_items_in_batch"] == long["num_items_in_batch"] == 12
+
+
+def test_collapse_by_hand():
+    """Three steps without reward in a row stop a run; one that was rewarded in between does not count on."""
+    watch = Collapse(rl_profile(patience=3, least_entropy=0.01).rl)
+    found = [watch.reason({"reward": r, "entropy": 0.1}) for r in (0.0, 0.0, 0.1, 0.0, 0.0, 0.0)]
+    assert found[:5] == [None] * 5 and "no rollout was rewarded in 3 steps" in found[5]
+    watch = Collapse(rl_profile(patience=2, least_entropy=0.01).rl)
+    assert watch.reason({"reward": 1.0, "entropy": 0.001}) is None
+    assert "entropy was below 0.01" in watch.reason({"reward": 1.0, "entropy": 0.001})
+
+
+def test_a_collapsed_policy_stops_the_run_and_is_kept(tmp_path, capsys):
+    """With the entropy of a coin asked of every token, any policy counts as collapsed."""
+    rows = run(tmp_path / "out", rl_profile(patience=2, least_entropy=0.69), evaluate=lambda engine: 0.25)
+    assert [r["step"] for r in rows] == [1, 2] and rows[-1]["validation"] == 0.25
+    assert "entropy was below 0.69 nats per token in 2 steps" in rows[-1]["stopped"]
+    assert "RL of noisy stopped at step 2: entropy" in capsys.readouterr().out
+    assert (tmp_path / "out/SHA256SUMS").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_rl(tmp_path, monkeypatch):
+    from agentcpm_kit.train import rl_trainer
+
+    losses = rl_trainer.token_losses
+    monkeypatch.setattr(rl_trainer, "token_losses", lambda *arguments, **options: losses(*arguments, **options) * float("nan"))
+    with pytest.raises(KitError, match="RL stopped: the loss is nan at step 1"):
+        run(tmp_path / "out", rl_profile(), "clean")
+
+
+@pytest.mark.parametrize("section, values, hint", [
+    ("context", {"history": "discard_all"}, "history"), ("context", {"keep_thinking": False}, "keep_thinking"),
+    ("model", {"engine": "openai"}, "engine: vllm"), ("rl", {"steps": 100}, "100 steps of 4 questions need 400 tasks, not 0")])
+def test_rl_refuses_at_once_what_it_cannot_train(smoke, micro_base, tmp_path, section, values, hint):
+    profile = changed(smoke, section, **values)
+    with pytest.raises(KitError, match=hint):
+        train_rl(micro_base, [], profile, tmp_path / "rl", arms(smoke.noise)["clean"])
+    assert not list(tmp_path.iterdir())
+
+
+def same_weights(one, two):
+    first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_interrupted_at_any_step_and_resumed_equals_an_unbroken_run(tmp_path, asynchronous):
+    """On one thread, bit for bit: weights, and every step's rewards. A step that was logged and not saved is played again."""
+    profile = rl_profile(asynchronous=asynchronous)
+    whole = run(tmp_path / "whole", profile)
+    for at in range(1, 5):
+        def stop(step, row, at=at):
+            if step == at:
+                raise Stop
+        out, rows = tmp_path / f"broken{at}", []
+        with pytest.raises(Stop):
+            run(out, profile, on_step=stop)
+        rows = run(out, profile)
+        assert [r["step"] for r in rows] == list(range(at, 5))
+        assert [(r["reward"], r["loss"]) for r in rows] == [(r["reward"], r["loss"]) for r in whole[at - 1:]]
+        assert same_weights(tmp_path / "whole", out)
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tests.test_rl import rl_profile, run
+from agentcpm_kit.profile import set_seed
+set_seed(0, 1)
+run(Path(sys.argv[1]), rl_profile(), on_step=lambda step, row: print(step, flush=True) or time.sleep(float(sys.argv[2])))
+"""
+
+
+def start(out, pause):
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(out), str(pause)], stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.DEVNULL, cwd=repo_root(), env=os.environ | {"PYTHONPATH": str(repo_root())})
+
+
+def test_rl_killed_and_resumed_equals_an_unbroken_run(tmp_path):
+    """kill -9 after step 2 of 4: the final weights are bit-identical, on one thread."""
+    whole = start(tmp_path / "whole", 0)
+    assert whole.wait(timeout=300) == 0
+    broken = start(tmp_path / "broken", 1.5)
+    for line in broken.stdout:
+        if line.strip() == "3":  # step 3 is logged before its checkpoint is written: the last one is of step 2
+            broken.send_signal(signal.SIGKILL)
+            break
+    broken.wait()
+    assert sorted(p.name for p in (tmp_path / "broken-trainer").glob("checkpoint-*"))[-1] == "checkpoint-2"
+    assert start(tmp_path / "broken", 0).wait(timeout=300) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "broken")
