@@ -110,7 +110,7 @@ def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int
         row |= {"stopped": last[-1].get("stopped", ""), "last_steps": means}
         row |= test(out, seed, profile, tests)
     except KitError as error:
-        row |= {"stopped": str(error)}
+        row |= {"stopped": str(error), "n": tests * len(profile.rl.hops)}
     for folder in (out, Path(f"{out}-trainer")):
         shutil.rmtree(folder, ignore_errors=True)
     return row

@@ -146,3 +146,44 @@ def test_settings_are_tried_once_and_measured_merged(monkeypatch, tmp_path, smok
     rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     assert len(rows) == 1 and rows[0]["n"] == 6 and 0 < (tmp_path / "out/settings.png").stat().st_size < 100_000
     assert {f"{kind}{what}" for kind in ("", "linear: ", "by parts: ") for what in ("success", "general")} <= set(rows[0])
+
+
+def test_rl_trials_resume_and_draw(monkeypatch, tmp_path):
+    """Two trials of one step: rows with an outcome per task; again, nothing is left to do."""
+    import rl_trials
+
+    arguments = ["--steps", 1, "--tests", 3, "--seeds", 0, "--workers", 1, "--experiments", "losses", "--only", "grpo, noisy",
+                 "--out", tmp_path, "--work", tmp_path / "work"]
+    monkeypatch.setattr(sys, "argv", ["rl_trials", *map(str, arguments)])
+    assert rl_trials.main() == 0
+    text = (tmp_path / "rows.jsonl").read_text()
+    start, trial = map(json.loads, text.splitlines())
+    assert (start["trial"], trial["trial"], trial["loss"]) == ("before RL", "grpo, noisy", "grpo")
+    assert len(trial["outcomes"]) == trial["n"] == 3
+    assert trial["score"] == pytest.approx(trial["outcomes"].count("1") / 3, abs=1e-4)
+    assert (tmp_path / "losses.png").stat().st_size < 100_000 and not list((tmp_path / "work").rglob("*.safetensors"))
+    assert rl_trials.main() == 0 and (tmp_path / "rows.jsonl").read_text() == text
+
+
+def test_the_map_has_every_source_alone_and_all_together():
+    import rl_trials
+
+    micro = load_profile("micro")
+    found = list(rl_trials.dose_trials(micro))
+    assert len({t.name for t in found}) == len(found) == 2 * 2 * (1 + len(rl_trials.DOSES) * (1 + len(rl_trials.SOURCES)))
+    strongest = next(t for t in found if t.name == "lucky_answer 0.8, denoised, 2.5 x")
+    assert [name for name, dose in strongest.noise if dose] == ["lucky_answer"]
+    assert strongest.changes == {"learning_rate": pytest.approx(2.5 * micro.rl.learning_rate)}
+
+
+def test_rl_step_splits_the_time_of_a_step(monkeypatch, tmp_path):
+    import rl_step
+
+    monkeypatch.setattr(rl_step, "load_profile", lambda name: load_profile("smoke"))
+    run(rl_step, monkeypatch, "--steps", 3, "--rounds", 1, "--out", tmp_path / "rl_step.json")
+    result = json.loads((tmp_path / "rl_step.json").read_text())
+    for mode in rl_step.MODES:
+        parts = result[mode]
+        assert parts["steps"] == 2 and 0 < parts["rollout_model_s"] < parts["rollout_s"]
+        assert 0 < parts["train_s"] + parts["optimiser_s"] < parts["step_s"]
+    assert result["speed_up"] > 0 and 0 < result["synchronous"]["model_share"] <= 1

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from agentcpm_kit.report.claims import all_above_zero, judge_claims, load_claims, merge
+from agentcpm_kit.report.claims import all_above_zero, denoising, judge_claims, load_claims, merge
 
 
 def metric(value, low, high):
@@ -28,6 +28,16 @@ def test_all_above_zero(metrics, verdict):
     (metric(0.2, 0.1, 0.3), 0.9, 0.94, "partly"), (metric(0.1, -0.1, 0.3), 0.9, 1.0, "not reproduced")])
 def test_merge_rule(regained, recovered, kept, verdict):
     assert merge([regained, metric(recovered, None, None), metric(kept, None, None)]) == verdict
+
+
+@pytest.mark.parametrize("harm, gain, returned, verdict", [
+    (metric(0.12, 0.05, 0.2), metric(0.08, 0.02, 0.14), 0.66, "reproduced"),
+    (metric(0.12, 0.05, 0.2), metric(0.08, 0.02, 0.14), 0.59, "partly"),
+    (metric(0.07, 0.05, 0.2), metric(0.08, 0.02, 0.14), 1.1, "partly"),
+    (metric(0.12, 0.05, 0.2), metric(0.08, -0.02, 0.2), 0.66, "partly"),
+    (metric(0.12, -0.05, 0.3), metric(0.08, 0.02, 0.14), 0.66, "not reproduced")])
+def test_denoising_rule(harm, gain, returned, verdict):
+    assert denoising([harm, gain, metric(returned, None, None)]) == verdict
 
 
 def write_metrics(folder, **values):
@@ -147,7 +157,8 @@ def test_a_hand_written_number_would_be_found(results):
 
 
 def test_the_readme_tables_are_made_from_committed_evidence():
-    from agentcpm_kit.report.reference import claims_table, reference_folder, with_tables
+    from agentcpm_kit.report.reference import with_tables
+    from agentcpm_kit.report.tables import claims_table, reference_folder
     from agentcpm_kit.stage import notebooks, repo_root
 
     committed = {p.parent.name for p in reference_folder("micro").glob("seed0/*/metrics.json")}

@@ -2,7 +2,9 @@
 
 `all_above_zero`: every metric's 95% interval lies above 0 -> reproduced; every value above 0, or some interval
 above 0 -> partly; else not reproduced. `merge`: general ability is regained (interval above 0), at least `RECOVERED` of
-what was lost, and at least `KEPT` of SFT's agent success stays -> reproduced; only the first -> partly.
+what was lost, and at least `KEPT` of SFT's agent success stays -> reproduced; only the first -> partly. `denoising`: noise
+costs the agent at least `HARM` of its success, and denoising returns at least `RETURNED` of that, each with its interval
+above 0 -> reproduced; noise costs something (interval above 0) -> partly.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import yaml
 from ..profile import repo_root
 
 RECOVERED, KEPT = 0.70, 0.95  # fixed before any merge was measured by them; our assumption
+HARM, RETURNED = 0.08, 0.60  # fixed before any run with the profile's noise; our assumption
 VERDICTS = ("reproduced", "partly", "not reproduced", "not attempted")
 
 
@@ -37,7 +40,15 @@ def merge(metrics: list[dict]) -> str:
     return "reproduced" if recovered["value"] >= RECOVERED and kept["value"] >= KEPT else "partly"
 
 
-RULES: dict[str, Callable[[list[dict]], str]] = {"all_above_zero": all_above_zero, "merge": merge}
+def denoising(metrics: list[dict]) -> str:
+    harm, gain, returned = metrics
+    if not _surely_positive(harm):
+        return "not reproduced"
+    repaired = harm["value"] >= HARM and _surely_positive(gain) and returned["value"] >= RETURNED
+    return "reproduced" if repaired else "partly"
+
+
+RULES: dict[str, Callable[[list[dict]], str]] = {"all_above_zero": all_above_zero, "merge": merge, "denoising": denoising}
 
 
 def judge_claims(load: Callable[[str], dict]) -> list[dict]:

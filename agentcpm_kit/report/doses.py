@@ -18,17 +18,16 @@ CELL = ["source", "dose", "rate", "arm"]
 def trials(rows: Sequence[dict], experiment: str) -> pd.DataFrame:
     """One experiment's rows, with what the start of the same seed solves and whether the run collapsed."""
     frame = pd.DataFrame([r for r in rows if r["experiment"] == experiment])
-    start = {r["seed"]: r["score"] for r in rows if r["experiment"] == "start"}
-    frame["start"] = frame.seed.map(start)
-    frame["gain"] = frame.score - frame.start
+    starts = {r["seed"]: r for r in rows if r["experiment"] == "start"}
+    frame["start"] = frame.seed.map({seed: r["score"] for seed, r in starts.items()})
+    frame["start_outcomes"] = frame.seed.map({seed: r["outcomes"] for seed, r in starts.items()})
     frame["collapsed"] = (frame.stopped != "") | ~(frame.score >= HALF * frame.start)
     return frame
 
 
 def outcomes(rows: pd.DataFrame) -> dict[int, list[int]]:
     """Seed -> 1 or 0 for each test task; a run without a score has solved none."""
-    size = int(rows.n.max())
-    return {row.seed: [int(c) for c in row.outcomes] if isinstance(row.outcomes, str) else [0] * size
+    return {row.seed: [int(c) for c in row.outcomes] if isinstance(row.outcomes, str) else [0] * row.n
             for row in rows.itertuples()}
 
 
@@ -48,6 +47,11 @@ def score(trial: pd.DataFrame) -> Estimate:
         only = next(iter(found.values()))
         return metrics.rate(sum(only), len(only))
     return mean([sum(each) / len(each) for each in found.values()])
+
+
+def gain(trial: pd.DataFrame) -> Estimate:
+    """Score minus that of the start, paired by seed and task."""
+    return difference(trial, trial.assign(outcomes=trial.start_outcomes))
 
 
 def cell(frame: pd.DataFrame, source: str, dose: float, rate: float, arm: str) -> pd.DataFrame:

@@ -126,7 +126,9 @@ def trainer_class():
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
             assert_sampled_tokens(batch, self.update.trajectories)
+            started = time.perf_counter()
             self.drift = self._distance_to_start(batch)
+            self.seconds["kl_s"] = time.perf_counter() - started
             width = batch["completion_ids"].shape[1]
             rows = [self.update.token_advantages(i) for i in range(len(self.update.trajectories))]
             batch["advantages"] = torch.tensor([row + [0.0] * (width - len(row)) for row in rows],

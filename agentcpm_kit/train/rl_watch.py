@@ -44,6 +44,15 @@ def watch(trainer, profile: Profile, evaluate, on_step):
         def on_step_begin(self, args, state, control, **kwargs):
             self.began = time.perf_counter()
 
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            self.learned = time.perf_counter()
+
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            trainer.seconds["optimiser_s"] = time.perf_counter() - self.learned
+
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.seconds["step_s"] = time.perf_counter() - self.began
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return

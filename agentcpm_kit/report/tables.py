@@ -1,0 +1,157 @@
+"""Tables of README.md, each made from committed evidence: results/reference/<profile>/ and results/reference/benchmarks/."""
+
+import json
+from collections.abc import Iterable, Sequence
+from math import isnan
+from pathlib import Path
+
+from ..evaluate.metrics import Estimate
+from ..files import read_jsonl
+from ..profile import repo_root
+from ..world.tasks import FAMILIES
+from .claims import judge_claims, metric_text
+from .doses import first_harm, gain, harms, score, trials
+from .results import StageResult, finished_stages, over_seeds
+
+
+def reference_folder(profile: str) -> Path:
+    return repo_root() / "results/reference" / profile
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def claims_table(profile: str) -> str:
+    """Markdown table of the committed reference runs: over seeds, where several were kept."""
+    metrics = over_seeds(finished_stages(reference_folder(profile)))
+    rows = []
+    for claim in judge_claims(lambda name: metrics.get(name, {})):
+        measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
+        rows.append((claim["claim"], claim["paper"], measured or "-", f"**{claim['verdict']}**"))
+    return markdown_table(["claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
+
+
+def _merges(profile: str) -> list[StageResult]:
+    return [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
+
+
+def merging_table(profile: str) -> str:
+    """Markdown table of SFT and merging on test worlds, a row per seed and their mean."""
+    stages = _merges(profile)
+    columns = {"sft_success": "SFT: tasks solved", "sft_general": "general ability", "merge_success": "merge: tasks solved",
+               "merge_general": "general ability", "recovered_share": "of the loss recovered", "kept_share": "of success kept"}
+    rows = []
+    for stage in stages:
+        chosen = next(r["candidate"] for r in read_jsonl(stage.folder / "rows.jsonl") if r["kind"] == "chosen")
+        rows.append((stage.seed.removeprefix("seed"), *(f"{stage.metrics[c]['value']:.2f}" for c in columns), chosen))
+    combined = over_seeds(stages)["05_merge"]
+    means = (f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in columns)
+    return markdown_table(["seed", *columns.values(), "chosen on validation worlds"], [*rows, ("mean", *means, "")])
+
+
+ARMS = {"merge_one_run": "merge of one run and the base", "merge_two_runs": "merge of two runs and the base",
+        "mean_two_runs": "mean of two runs, without the base", "lora": "LoRA, scaled", "kl": "SFT held near the base by KL",
+        "replay": "SFT with replay"}
+
+
+def arms_table(profile: str) -> str:
+    """Markdown table of SFT and the ways to forget less that every seed tested, means over seeds."""
+    return _arms(_merges(profile))
+
+
+def baselines_table(profile: str) -> str:
+    """The same with the baselines that train, of the seeds that were run with ``full``."""
+    stages = [s for s in _merges(profile) if s.parameters.get("full")]
+    return _arms(stages) if stages else "No seed was run with `-p full=true`."
+
+
+def _arms(stages: list[StageResult]) -> str:
+    measured = over_seeds(stages)["05_merge"]
+    columns = {"success": "tasks solved", "general": "general ability", "recovered_share": "of the loss recovered",
+               "kept_share": "of success kept"}
+    sft = ("SFT", metric_text(measured["sft_success"]), metric_text(measured["sft_general"]), 0, 1)
+    arms = [(name, *(metric_text(measured[f"{arm}_{c}"]) for c in columns))
+            for arm, name in ARMS.items() if all(f"{arm}_success" in s.metrics for s in stages)]
+    return markdown_table(["way", *columns.values()], [sft, *arms])
+
+
+def settings_table(_profile: str) -> str:
+    """Markdown table of benchmarks/sft_settings.py, the best agents first."""
+    kinds = [f"{way}{what}" for way in ("", "by parts: ") for what in ("success", "general")]
+    found = sorted(read_jsonl(reference_folder("benchmarks") / "sft_settings/rows.jsonl"), key=lambda r: -r["success"])
+    rows = [(r["trial"], *(f"{r[kind]:.2f}" for kind in kinds)) for r in found]
+    scores = ["tasks solved", "general ability"]
+    return markdown_table(["setting of SFT", *scores, *(f"merged by parts: {score}" for score in scores)], rows)
+
+
+def families_table(profile: str, seed: str = "seed0") -> str:
+    """Markdown table of what notebook 01 measured on the eight families."""
+    metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
+    rows = [(f"`{family}`", *told, *(metric_text(metrics[f"{how}_{family}"]) for how in ("oracle", "closed_book", "first_hit")))
+            for family, told in FAMILIES.items()]
+    return markdown_table(["family", "stands in for", "skill", "oracle", "closed book", "first hit"], rows)
+
+
+def costs_table(_profile: str) -> str:
+    """Markdown table of benchmarks/world.py."""
+    rows = [(f"{r['pages']:,}", r["build_s"], f"{r['peak_mb']:,}", r["query_median_ms"], r["query_p99_ms"])
+            for r in read_jsonl(reference_folder("benchmarks") / "world/rows.jsonl")]
+    return markdown_table(["pages", "build with index (s)", "peak memory (MB)", "query, median (ms)", "query, 99% (ms)"], rows)
+
+
+def rollouts_table(_profile: str) -> str:
+    """Markdown table of benchmarks/rollout.py."""
+    found = json.loads((reference_folder("benchmarks") / "rollout/rollout.json").read_text())["rows"]
+    rows = [(r["what"], r["episodes_per_s"], f"{r['tokens_per_s']:,.0f}", r["kit_is_faster"], f"{r['equal_answers']:.1%}")
+            for r in found]
+    return markdown_table(["who generates", "episodes/s", "tokens/s", "ours is faster by", "same answers"], rows)
+
+
+RL_COLUMNS = {"sft_merge_success": "SFT-Merge", "clean_success": "clean", "noisy_success": "noisy",
+              "denoised_success": "denoised", "clean_gain": "clean gain", "noise_harm": "noise harm",
+              "denoising_gain": "denoising gain"}
+
+
+def rl_table(profile: str) -> str:
+    """Markdown table of notebook 07, a row per seed and their mean: test tasks solved at temperature 1, and differences."""
+    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "07_rl"]
+    combined = over_seeds(stages)["07_rl"]
+    rows = [(s.seed.removeprefix("seed"), *(f"{s.metrics[c]['value']:.2f}" for c in RL_COLUMNS)) for s in stages]
+    means = (f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in RL_COLUMNS)
+    return markdown_table(["seed", *RL_COLUMNS.values()], [*rows, ("mean", *means)])
+
+
+def doses_table(_profile: str) -> str:
+    """Markdown table of benchmarks/rl_trials.py: each source at the profile's dose and at its highest, by learning rate."""
+    found = harms(read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl"))
+    begins = first_harm(found).set_index(["source", "rate"]).hurts_from
+    rows = []
+    for (source, rate), lines in found.groupby(["source", "rate"], sort=False):
+        by_dose = lines.set_index("dose")
+        cells = [_short(by_dose.loc[dose, what]) for dose in (0.2, 0.8) for what in ("harm", "returned")]
+        lost = f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
+        start = begins[source, rate]
+        rows.append((source.replace("_", " "), f"{rate:g} x", "-" if isnan(start) else f"{start:g}", *cells, lost))
+    return markdown_table(["source", "learning rate", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
+                           "denoising returns", "runs collapsed, undenoised / denoised"], rows)
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.ci_low:.2f}, {estimate.ci_high:.2f}]"
+
+
+def trials_table(_profile: str) -> str:
+    """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
+    found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
+    rows = []
+    for experiment in ("rules", "published", "losses"):
+        frame = trials(found, experiment)
+        for name, lines in frame.groupby("trial", sort=False):
+            rows.append((experiment, name, _short(score(lines)), _short(gain(lines)), f"{lines.collapsed.mean():.0%}"))
+    return markdown_table(["experiment", "trial", "tasks solved", "gain over the start", "collapsed"], rows)
+
+
+TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
+          "settings": settings_table, "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
+          "costs": costs_table, "rollouts": rollouts_table}
