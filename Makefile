@@ -42,13 +42,14 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (half an 
 test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon and SFT: an hour and a quarter
+bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon, SFT and RL: an hour and twenty minutes
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/horizon.py
 	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/rl_step.py
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

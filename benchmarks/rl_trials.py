@@ -15,6 +15,8 @@ that was interrupted goes on from its last checkpoint.
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -26,18 +28,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 
+from agentcpm_kit.artefacts import file_sha256
 from agentcpm_kit.environment import describe
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
 from agentcpm_kit.profile import Noise, Profile, load_profile, repo_root, set_seed
-from agentcpm_kit.train.denoise import Rules
+from agentcpm_kit.train.denoise import NO_RULES, Rules
 from agentcpm_kit.train.losses import LOSSES
 from agentcpm_kit.train.noise import CLEAN
-from agentcpm_kit.train.rollouts import PLAIN, Arm, arms
+from agentcpm_kit.train.rollouts import Arm, arms
 
 DOSES = (0.1, 0.2, 0.4, 0.8)
 SOURCES = tuple(Noise.model_fields)
 RATES = (1.0, 2.5)  # times the profile's learning rate; 2.5 is the step that ended in collapse in trials before this kit
-ARMS = {"undenoised": PLAIN, "denoised": Rules()}
+ARMS = {"undenoised": NO_RULES, "denoised": Rules()}
 KEPT = ("success", "reward", "entropy", "turns", "noise_share", "kl_to_start")  # of the last steps of training, on average
 LAST = 5
 MORE_RULES = {"and efficient_rewarding": {"efficient_rewarding": True}, "and reserve_limits 1": {"reserve_limits": 1},
@@ -69,7 +73,7 @@ def dose_trials(profile: Profile) -> Iterator[Trial]:
 def rule_trials(profile: Profile) -> Iterator[Trial]:
     switches = ("variance_gate", "drop_faults", "drop_short", "drop_limits", "cap_bad_steps")
     named = {"all rules": {}} | {f"without {s}": {s: False} for s in switches} | MORE_RULES
-    yield Trial("rules", "no rule", profile.noise, PLAIN)
+    yield Trial("rules", "no rule", profile.noise, NO_RULES)
     for name, values in named.items():
         yield Trial("rules", name, profile.noise, replace(Rules(), **values))
 
@@ -93,27 +97,41 @@ EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "published": published
 
 
 def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int, work: Path) -> dict:
-    """Train, play the test tasks, and say what came of it. A loss that is no number counts as collapsed, without a score."""
-    from agentcpm_kit.errors import KitError
+    """Train, unless that was done before, play the test tasks, and say what came of it. Weights that are lost have no score."""
     from agentcpm_kit.train.rl import train_rl
+    from agentcpm_kit.train.rl_watch import LostWeights
     from agentcpm_kit.train.rollouts import rl_tasks
 
     set_seed(seed, 1)
+    settings = settings_hash(profile, model, tests)
     profile = profile.model_copy(update={"rl": profile.rl.changed(**trial.changes)})
-    arm, logged = Arm(trial.name, trial.noise, trial.rules), {}
-    out = work / f"seed{seed}" / trial.experiment / trial.name
-    row = {"experiment": trial.experiment, "trial": trial.name, "seed": seed, **trial.labels}
+    folder = work / settings / f"seed{seed}" / trial.experiment / trial.name
+    folder.mkdir(parents=True, exist_ok=True)
+    arm, out, log = Arm(trial.name, trial.noise, trial.rules), folder / "model", folder / "steps.jsonl"
+    row = {"experiment": trial.experiment, "trial": trial.name, "seed": seed, "settings": settings, **trial.labels}
     try:
-        train_rl(model, rl_tasks(profile, seed), profile, out, arm, seed, None, lambda step, log: logged.update({step: log}))
-        last = [logged[step] for step in sorted(logged)][-LAST:]
-        means = {k: _mean(r[k] for r in last) for k in KEPT if k in last[-1]}
-        row |= {"stopped": last[-1].get("stopped", ""), "last_steps": means}
-        row |= test(out, seed, profile, tests)
-    except KitError as error:
+        if not (out / "SHA256SUMS").is_file():
+            train_rl(model, rl_tasks(profile, seed), profile, out, arm, seed, None,
+                     lambda step, logged: append_jsonl(log, {"step": step, **logged}))
+        row |= last_steps(log) | test(out, seed, profile, tests)
+    except LostWeights as error:
         row |= {"stopped": str(error), "n": tests * len(profile.rl.hops)}
-    for folder in (out, Path(f"{out}-trainer")):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder)
     return row
+
+
+def last_steps(log: Path) -> dict:
+    """Means over the last steps, and why the run stopped, if it did. A step that a resumed run logged again counts once."""
+    found = {row["step"]: row for row in read_jsonl(log)}
+    last = [found[step] for step in sorted(found)][-LAST:]
+    return {"stopped": last[-1].get("stopped", ""), "last_steps": {k: _mean(r[k] for r in last) for k in KEPT if k in last[-1]}}
+
+
+def settings_hash(profile: Profile, model: Path, tests: int) -> str:
+    """The same for trials that may be compared: settings, start and test."""
+    parts = [profile.rl.model_dump(), profile.noise.model_dump(), profile.limits.model_dump(), profile.world.model_dump(), tests,
+             file_sha256(model / "model.safetensors")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -134,30 +152,42 @@ def test(model: Path, seed: int, profile: Profile, tests: int) -> dict:
 
 
 def start_row(seed: int, model: Path, profile: Profile, tests: int) -> dict:
-    return {"experiment": "start", "trial": "before RL", "seed": seed, "stopped": "", **test(model, seed, profile, tests)}
+    row = {"experiment": "start", "trial": "before RL", "seed": seed, "settings": settings_hash(profile, model, tests)}
+    return row | {"stopped": "", **test(model, seed, profile, tests)}
 
 
 def work_list(options, profile: Profile) -> list[tuple[Trial | None, int]]:
-    """What is still to be done, seed by seed: the first seed's map is whole before the second one's begins."""
-    done = {(r["experiment"], r["trial"], r["seed"]) for r in read_jsonl(options.out / "rows.jsonl")}
+    """What is still to be done, seed by seed: the first seed's map is whole before the second one's begins.
+
+    Raises:
+        KitError: the rows that are there are of other settings.
+    """
+    rows = read_jsonl(options.out / "rows.jsonl")
+    if {r["settings"] for r in rows} - {settings_hash(profile, options.model, options.tests)}:
+        raise KitError(f"{options.out}/rows.jsonl holds trials of other settings; choose another --out")
+    done = {(r["experiment"], r["trial"], r["seed"]) for r in rows}
     trials = [t for name in options.experiments for t in EXPERIMENTS[name](profile) if options.only in t.name]
     starts = [(None, seed) for seed in options.seeds if ("start", "before RL", seed) not in done]
     return starts + [(t, seed) for seed in options.seeds for t in trials if (t.experiment, t.name, seed) not in done]
 
 
-def run_all(options, profile: Profile) -> None:
-    """Run what is still to be done, `options.workers` at once, and append each row as it comes."""
-    todo, began = work_list(options, profile), time.time()
+def run_all(options, profile: Profile) -> int:
+    """Run what is still to be done, `options.workers` at once, and append each row as it comes; how many trials failed."""
+    todo, began, failed = work_list(options, profile), time.time(), 0
     common = (options.model, profile, options.tests)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(run_trial, trial, seed, *common, options.work) if trial else
                 pool.submit(start_row, seed, *common) for trial, seed in todo]
         for count, job in enumerate(as_completed(jobs), 1):
-            row = job.result()
-            append_jsonl(options.out / "rows.jsonl", row)
+            if error := job.exception():
+                failed, told = failed + 1, f"failed: {type(error).__name__}: {error}"
+            else:
+                row = job.result()
+                append_jsonl(options.out / "rows.jsonl", row)
+                told = f"{row['experiment']}: {row['trial']}, seed {row['seed']}: {row.get('score', 'no score')} {row['stopped']}"
             left = (time.time() - began) / count * (len(todo) - count) / 60
-            told = f"{row['experiment']}: {row['trial']}, seed {row['seed']}: {row.get('score', 'no score')} {row['stopped']}"
             print(f"[{count}/{len(todo)}] {told}  (about {left:.0f} min left)", flush=True)
+    return failed
 
 
 def draw_all(rows: list[dict], out: Path) -> None:
@@ -182,16 +212,19 @@ def main() -> int:
     parser.add_argument("--only", default="", help="trials whose name holds this text")
     parser.add_argument("--model", type=Path, default=repo_root() / "data/models/micro-merge", help="the model to start from")
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; trials that it holds are not repeated")
-    parser.add_argument("--work", type=Path, default=Path("results/rl_trials"), help="folder for checkpoints")
+    parser.add_argument("--work", type=Path, default=repo_root() / "results/rl_trials", help="folder for checkpoints")
     options = parser.parse_args()
     profile = load_profile(options.profile)
     if options.steps:
         profile = profile.model_copy(update={"rl": profile.rl.changed(steps=options.steps)})
-    run_all(options, profile)
+    try:
+        failed = run_all(options, profile)
+    except KitError as error:
+        parser.error(str(error))
     draw_all(read_jsonl(options.out / "rows.jsonl"), options.out)
     settings = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}
     write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": describe(0)})
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

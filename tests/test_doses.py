@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from agentcpm_kit.report.doses import draw_map, draw_trials, first_harm, harms, score, trials
+from agentcpm_kit.report.doses import (
+    Spread,
+    baseline,
+    difference,
+    draw_map,
+    draw_trials,
+    first_harm,
+    harms,
+    score,
+    trials,
+)
 
 
 def row(source, dose, arm, outcomes, seed=0, rate=1.0, stopped="", experiment="dose"):
@@ -34,32 +44,59 @@ def test_harm_and_what_denoising_returns_by_hand():
     assert not table.loc[0.1, "hurts"] and math.isnan(table.loc[0.1, "share"])
 
 
-def test_over_seeds_intervals_are_over_seeds():
-    rows = rows_of(0) + rows_of(1, noisy=(60, 20)) + rows_of(2, noisy=(60, 25))
-    line = harms(rows).set_index("dose").loc[0.4]
-    assert line.seeds == line.harm.n == 3 and line.harm.value == pytest.approx(0.35)
-    assert score(trials(rows, "dose").query("dose == 0.4 and arm == 'denoised'")).value == pytest.approx(0.5)
+def test_over_seeds_the_spread_comes_from_all_trials():
+    """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05."""
+    rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
+    rows += [row(name, 0.0, "x", bits(n), seed) for name, scores in {"a": (50, 70), "b": (30, 70)}.items()
+             for seed, n in enumerate(scores)]
+    frame = trials(rows, "dose")
+    spread = Spread.of(frame)
+    assert spread.freedom == 1 and spread.value == pytest.approx(0.1)  # sqrt(4 x .05^2 / 1)
+    one, two = (frame[frame.source == name] for name in "ab")
+    found = difference(one, two, spread)
+    assert found.value == pytest.approx(0.1) and found.n == 2
+    assert found.ci_high - found.value == pytest.approx(12.706 * 0.1, rel=1e-3)  # t x spread x sqrt(2 / 2)
+    assert score(one, spread).ci_high - 0.6 == pytest.approx(12.706 * 0.1 / math.sqrt(2), rel=1e-3)
+
+
+def test_with_one_seed_intervals_are_over_tasks():
+    frame = trials(rows_of(0), "dose")
+    assert Spread.of(frame).freedom == 0
+    assert score(frame.query("dose == 0.4 and arm == 'denoised'"), Spread.of(frame)).n == 100
 
 
 def test_where_noise_begins_to_hurt():
     found = first_harm(harms(rows_of(0))).iloc[0]
     assert found.source == "all" and found.hurts_from == 0.4 and found.harm_there == found.harm_at_most
+    passing = first_harm(harms(rows_of(0, noisy=(30, 60)))).iloc[0]  # hurts at 0.1, not at 0.4: no dose from which on it hurts
+    assert math.isnan(passing.hurts_from)
 
 
 def test_what_counts_as_collapsed():
-    """Stopped, or fewer than half of what the start solves (0.4): 0.19 is, 0.2 is not. A run without a score has solved none."""
+    """Fewer than half of what the start solves (0.4): 0.19 is, 0.2 is not, nor a run that stopped for want of rewards and
+    solves 0.55; weights that were lost have no score, and have solved none."""
     rows = [*rows_of(0), row("all", 0.8, "undenoised", bits(19)), row("all", 0.8, "denoised", bits(20)),
             row("all", 0.9, "undenoised", bits(55), stopped="no rollout was rewarded in 5 steps")]
-    nan = row("all", 0.9, "denoised", bits(0), stopped="RL stopped: the loss is nan")
-    rows.append({k: v for k, v in nan.items() if k not in ("score", "outcomes")})
+    lost = row("all", 0.9, "denoised", bits(0), stopped="RL stopped: the loss is nan")
+    rows.append({k: v for k, v in lost.items() if k not in ("score", "outcomes")})
     frame = trials(rows, "dose").set_index("trial")
     assert frame.collapsed["all 0.8, undenoised"] and not frame.collapsed["all 0.8, denoised"]
-    assert frame.collapsed["all 0.9, undenoised"] and frame.collapsed["all 0.9, denoised"]
+    assert not frame.collapsed["all 0.9, undenoised"] and frame.collapsed["all 0.9, denoised"]
     assert harms(rows).set_index("dose").loc[0.9, "denoised"].value == 0.0
 
 
+@pytest.mark.parametrize("experiment,trial,other", [
+    ("rules", "without drop_faults", "all rules"), ("published", "the rules, as published", "the rules, corrected"),
+    ("losses", "cispo, noisy", "grpo, noisy")])
+def test_trials_are_compared_with_what_differs_in_one_thing(experiment, trial, other):
+    assert baseline(experiment, trial) == other == baseline(experiment, other)
+
+
 def test_figures_show_every_trial():
-    rows = rows_of(0) + [row("x", 0.0, "y", bits(50), experiment="rules")]
-    figure = draw_map(rows, 1.0)
+    figure = draw_map(rows_of(0), 1.0)
     assert figure.axes[0].get_title() == "all" and len(figure.axes[0].get_xticks()) == 3
-    assert [t.get_text() for t in draw_trials(rows, "rules").axes[0].get_yticklabels()] == ["x 0, y"]
+    rows = [row("", 0.0, "", bits(40), experiment="start")]
+    rows += [row("", 0.0, "", bits(n), experiment="rules") | {"trial": name} for name, n in (("all rules", 50), ("no rule", 40))]
+    axes = draw_trials(rows, "rules").axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["no rule\n- all rules"]
+    assert axes.containers[0].lines[0].get_xdata() == pytest.approx([-0.1])

@@ -11,7 +11,7 @@ from agentcpm_kit.train.losses import (
     LOSSES,
     Staleness,
     cispo,
-    clipped_share,
+    clipped,
     grpo,
     gspo,
     minirl,
@@ -148,10 +148,10 @@ def test_aggregations_add_up_over_micro_batches():
         assert parts.item() == pytest.approx(aggregate(losses, mask, mask.sum(), 4).item())
 
 
-def test_clipped_share_by_hand():
+def test_clipped_by_hand():
     """Of three learned tokens one is beyond 1.3 with a positive advantage; beyond it with a negative one is no clip."""
-    share = clipped_share(rows(1.4, 1.4, 1.0, 1.4).log(), ZEROS, rows(1, -1, 1, 1), rows(1, 1, 1, 0))
-    assert share.item() == pytest.approx(1 / 3)
+    found = clipped(rows(1.4, 1.4, 1.0, 1.4).log(), ZEROS, rows(1, -1, 1, 1), rows(1, 1, 1, 0))
+    assert found.tolist() == [[1, 0, 0, 0]]
 
 
 def test_unknown_loss():

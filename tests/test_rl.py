@@ -9,17 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agentcpm_kit.agent.engines import TransformersEngine, load_model
 from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.profile import load_profile, repo_root
 from agentcpm_kit.train.denoise import DenoisedGroup, Rules
 from agentcpm_kit.train.noise import CLEAN
 from agentcpm_kit.train.rl import train_rl
-from agentcpm_kit.train.rl_trainer import assert_sampled_tokens, in_length_chunks
-from agentcpm_kit.train.rl_watch import Collapse
-from agentcpm_kit.train.rollouts import Update, arms, load_update, rl_tasks, save_update
+from agentcpm_kit.train.rl_batch import assert_sampled_tokens, columns, in_length_chunks
+from agentcpm_kit.train.rl_trainer import Rollouts
+from agentcpm_kit.train.rl_watch import Collapse, refuse_lost_weights
+from agentcpm_kit.train.rollouts import Update, arms, collect, load_update, repeated, rl_tasks, save_update
 
 MODEL = repo_root() / "data/models/micro-merge"
+
+
+class Stop(Exception):
+    """A run is interrupted."""
 
 
 def changed(profile, section, **values):
@@ -91,10 +97,40 @@ def test_rl_needs_sampled_ids_in_one_context():
         assert_sampled_tokens(batch, [found[0].model_copy(update={"contexts": found[0].contexts * 2}), found[1]])
 
 
-def test_arms_differ_in_noise_and_rules_only(smoke):
-    found = arms(smoke.noise)
-    assert found["clean"].rules == found["noisy"].rules and found["noisy"].noise == found["denoised"].noise
-    assert found["clean"].noise == CLEAN
+def test_an_episode_that_sampled_nothing_gets_a_token_that_is_not_learned_from():
+    batch, found = rolled_out()
+    nothing = Trajectory(task_id="t", question="q", contexts=[Context.of_prompt([7, 8])])
+    made = columns([found[1], nothing], filler=0)
+    assert made["completion_ids"] == [[9, 12], [0]] and made["env_mask"] == [[1, 1], [0]] and made["logprobs"][1] == [0.0]
+    batch["tool_mask"][1] = 0
+    assert_sampled_tokens(batch, [found[0], nothing])
+    batch["tool_mask"][1, 0] = 1
+    with pytest.raises(KitError, match="sampled nothing"):
+        assert_sampled_tokens(batch, [found[0], nothing])
+
+
+def played(profile, arm, step=1, version=None):
+    model, tokenizer = load_model(MODEL, "float32")
+    engine = TransformersEngine(model, tokenizer, 1.0, 16)
+    return collect(repeated(rl_tasks(profile)[:2], 4), engine, profile, arm, 0, step, version)
+
+
+def test_arms_meet_the_same_rollouts_and_the_same_draws(smoke):
+    """With a noise that breaks no tool, all three play the very same episodes; noisy and denoised see the same rewards."""
+    profile = rl_profile(group_size=4)
+    noise = smoke.noise.changed(tool_outage=0.0, judge_false_positive=0.5, judge_false_negative=0.5)
+    clean, noisy, denoised = (played(profile, arm) for arm in arms(noise).values())
+    assert clean.truth == noisy.truth == denoised.truth and clean.rewards == [float(t) for t in clean.truth]
+    assert noisy.rewards == denoised.rewards != clean.rewards
+    assert [t.contexts for t in noisy.trajectories] == [t.contexts for t in denoised.trajectories]
+    assert all(c.context.token_ids[:len(n.context.token_ids)] == n.context.token_ids  # noise may have cut it
+               for c, n in zip(clean.trajectories, noisy.trajectories, strict=True))
+    assert not any(group.dropped for group in (*clean.groups, *noisy.groups))
+
+
+def test_turns_carry_the_version_of_the_policy():
+    update = played(rl_profile(group_size=4), arms(CLEAN)["clean"], step=4, version=3)
+    assert {turn.policy_version for t in update.trajectories for turn in t.steps} == {3} and update.version == 3
 
 
 def rl_profile(**values):
@@ -121,8 +157,20 @@ def test_rl_trains_on_the_sampled_tokens(tmp_path):
     assert [r.get("validation") for r in rows] == [None, 0.5, None, 0.5]
     assert all(r["policy_gap"] < 1e-3 and r["staleness"] == 0 and r["clip_share"] == 0 for r in rows), rows
     assert rows[0]["kl_to_start"] < 1e-6 < rows[-1]["kl_to_start"]
+    assert rows[0]["entropy"] == pytest.approx(0.12, abs=0.08)  # of the shipped model, at temperature 1
     assert all({"loss", "entropy", "reward", "success", "dropped", "fault_share", "noise_share", "train_s", "rollout_s"} <= set(r)
                for r in rows)
+
+
+def test_passes_of_an_update_add_up(tmp_path, monkeypatch):
+    """Sixteen rollouts in one pass or in four: the same loss and gradient but for rounding."""
+    from agentcpm_kit.train import rl
+
+    whole = run(tmp_path / "one", rl_profile(steps=1), "clean")
+    monkeypatch.setattr(rl, "MICRO_BATCH", 4)
+    parts = run(tmp_path / "four", rl_profile(steps=1), "clean")
+    assert whole[0]["grad_norm"] > 0
+    assert [parts[0][k] for k in ("loss", "grad_norm")] == pytest.approx([whole[0][k] for k in ("loss", "grad_norm")], rel=1e-3)
 
 
 @pytest.mark.parametrize("loss,aggregation", [("gspo", "sequence_mean"), ("minirl", "sequence_sum"), ("cispo", "token_mean"),
@@ -140,7 +188,7 @@ def test_asynchronous_rollouts_are_one_step_old(tmp_path):
     assert rows[0]["policy_gap"] < 1e-4 < min(r["policy_gap"] for r in rows[1:])
 
 
-def test_turns_carry_the_version_of_the_policy(tmp_path):
+def test_rollouts_played_ahead_are_kept_and_denoised_again(tmp_path):
     turn = Step(policy_version=3)
     update = Update([Trajectory(task_id="t", question="q", steps=[turn])] * 2, [1.0, None], [True, None], [], 2, 3)
     save_update(update, tmp_path)
@@ -149,16 +197,20 @@ def test_turns_carry_the_version_of_the_policy(tmp_path):
     assert (found.rewards, found.truth) == ([1.0, None], [True, None])
     assert found.groups[0].dropped == {0: "short", 1: "fault"}  # denoised again, by the rules of the run
     assert load_update(tmp_path / "nothing", Rules(), 2) is None
+    synchronous = Rollouts([], None, rl_profile(), arms(CLEAN)["clean"], 0)
+    synchronous.load(tmp_path)
+    assert synchronous.ahead is None  # it plays its own
 
 
 def test_summary_by_hand():
     """Four rollouts: right and rewarded, right and not (noise), wrong and rewarded (noise), a fault (noise)."""
     ends = [EndReason.ANSWERED] * 3 + [EndReason.TOOL_FAULT]
-    found = [Trajectory(task_id="t", question="q", end_reason=e, steps=[Step()] * 2) for e in ends]
+    context = Context(prompt_length=1, token_ids=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[0.0, -0.5, -1.5])
+    found = [Trajectory(task_id="t", question="q", end_reason=e, steps=[Step()] * 2, contexts=[context]) for e in ends]
     group = DenoisedGroup([0.0] * 4, [[]] * 4, {3: "fault"}, [])
     update = Update(found, [1.0, 0.0, 1.0, None], [True, True, False, None], [group], 4)
     summary = update.summary()
-    assert summary["reward"] == summary["success"] == pytest.approx(2 / 3)
+    assert summary["reward"] == summary["success"] == pytest.approx(2 / 3) and summary["entropy"] == 1.0
     assert (summary["noise_share"], summary["fault_share"], summary["turns"]) == (0.75, 0.25, 2.0)
     assert summary["dropped"] == {"fault": 1} and summary["end_reasons"] == {"answered": 3, "tool_fault": 1}
 
@@ -166,7 +218,7 @@ def test_summary_by_hand():
 def test_questions_differ_by_seed_and_never_repeat(smoke):
     one, two = rl_tasks(smoke), rl_tasks(smoke, seed=1)
     assert len({t.question for t in one}) == len(one) == smoke.rl.steps * smoke.rl.questions_per_step
-    assert not {t.task_id for t in one} & {t.task_id for t in two} or {t.question for t in one} != {t.question for t in two}
+    assert not {t.question for t in one} & {t.question for t in two}
 
 
 def test_chunks_are_of_like_length_and_hold_no_needless_padding():
@@ -199,6 +251,18 @@ def test_a_collapsed_policy_stops_the_run_and_is_kept(tmp_path, capsys):
     assert (tmp_path / "out/SHA256SUMS").is_file()
 
 
+def test_a_resumed_run_counts_on_towards_its_collapse(tmp_path):
+    """Stopped after its second step without entropy; a run that is killed there, before it could be saved, stops there again."""
+    def stop(step, row):
+        if step == 2:
+            raise Stop
+    with pytest.raises(Stop):
+        run(tmp_path / "out", rl_profile(patience=2, least_entropy=0.69), on_step=stop)
+    assert [p.name for p in (tmp_path / "out-trainer").glob("checkpoint-*")] == ["checkpoint-1"]
+    rows = run(tmp_path / "out", rl_profile(patience=2, least_entropy=0.69))
+    assert [r["step"] for r in rows] == [2] and "2 steps" in rows[0]["stopped"]
+
+
 def test_a_loss_that_is_no_number_stops_rl(tmp_path, monkeypatch):
     from agentcpm_kit.train import rl_trainer
 
@@ -218,13 +282,14 @@ def test_rl_refuses_at_once_what_it_cannot_train(smoke, micro_base, tmp_path, se
     assert not list(tmp_path.iterdir())
 
 
+def test_lost_weights_are_noticed_by_the_gradient_too():
+    with pytest.raises(KitError, match="the norm of the gradient is inf at step 3"):
+        refuse_lost_weights({"loss": 0.1, "grad_norm": float("inf")}, 3)
+
+
 def same_weights(one, two):
     first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     return all(torch.equal(first[name], second[name]) for name in first)
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -94,11 +94,12 @@ def evaluate_agent(engine, tasks: list[Task], profile: Profile, context: Context
     """
     found = run_episodes(tasks, engine, tools or world_tools(), profile.limits, context or ContextPolicy.of(profile), seed, run,
                          on_end, log)
-    _refuse_lost(found)
+    refuse_lost(found)
     return AgentResult(tasks, [score(t, task) for t, task in zip(found, tasks, strict=True)])
 
 
-def _refuse_lost(found: list[Trajectory]) -> None:
+def refuse_lost(found: list[Trajectory]) -> None:
+    """Raise `KitError` if the engine failed on more than `MOST_LOST` of the episodes."""
     lost = [t for t in found if t.end_reason == EndReason.ENGINE_FAULT]
     if len(lost) > MOST_LOST * len(found):
         raise KitError(f"the engine failed on {len(lost)} of {len(found)} episodes ({lost[0].message}); see to it, then run the "

@@ -41,10 +41,10 @@ def merge(metrics: list[dict]) -> str:
 
 
 def denoising(metrics: list[dict]) -> str:
-    harm, gain, returned = metrics
+    harm, gain = metrics
     if not _surely_positive(harm):
         return "not reproduced"
-    repaired = harm["value"] >= HARM and _surely_positive(gain) and returned["value"] >= RETURNED
+    repaired = harm["value"] >= HARM and _surely_positive(gain) and gain["value"] >= RETURNED * harm["value"]
     return "reproduced" if repaired else "partly"
 
 

@@ -1,18 +1,23 @@
 """Reads and draws the trials of ``benchmarks/rl_trials.py``: what reward noise costs RL, and what denoising returns.
 
-Differences are paired: the same questions, sampling and test tasks in both trials of a seed. Intervals are Student's over seeds
-where there are several, else over tasks.
+Differences are paired: the same questions, sampling and test tasks in both trials of a seed. Where every trial has several
+seeds, intervals are over seeds, with the spread between runs estimated from all trials of an experiment together (analysis of
+variance: trial + seed + spread), since a few seeds of one trial alone say little about it. With one seed they are over tasks,
+and say nothing about other seeds. They are not corrected for how many there are: of a hundred cells without any effect, two
+or three lie surely below 0.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
+from scipy import stats
 
 from ..evaluate import metrics
-from ..evaluate.metrics import Estimate, mean, paired_difference
+from ..evaluate.metrics import Estimate, paired_difference
 
-HALF = 0.5  # a run whose policy solves less than this share of what the start solves has collapsed, stopped or not
-CELL = ["source", "dose", "rate", "arm"]
+HALF = 0.5  # a run whose policy solves less than this share of what the start solves has collapsed; our assumption
 
 
 def trials(rows: Sequence[dict], experiment: str) -> pd.DataFrame:
@@ -21,7 +26,7 @@ def trials(rows: Sequence[dict], experiment: str) -> pd.DataFrame:
     starts = {r["seed"]: r for r in rows if r["experiment"] == "start"}
     frame["start"] = frame.seed.map({seed: r["score"] for seed, r in starts.items()})
     frame["start_outcomes"] = frame.seed.map({seed: r["outcomes"] for seed, r in starts.items()})
-    frame["collapsed"] = (frame.stopped != "") | ~(frame.score >= HALF * frame.start)
+    frame["collapsed"] = ~(frame.score >= HALF * frame.start)  # weights that were lost have no score
     return frame
 
 
@@ -31,27 +36,58 @@ def outcomes(rows: pd.DataFrame) -> dict[int, list[int]]:
             for row in rows.itertuples()}
 
 
-def difference(after: pd.DataFrame, before: pd.DataFrame) -> Estimate:
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation of a score between runs, trial and seed taken off, and its degrees of freedom."""
+
+    value: float = math.nan
+    freedom: int = 0
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> "Spread":
+        """Over all trials of an experiment; unknown where there is one seed."""
+        table = frame.assign(score=frame.score.fillna(0.0)).pivot_table(index="trial", columns="seed", values="score").dropna()
+        freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+        if freedom < 1:
+            return cls()
+        rest = table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0) - table.to_numpy().mean(), axis=1)
+        return cls(math.sqrt((rest.to_numpy() ** 2).sum() / freedom), freedom)
+
+    def interval(self, values: Sequence[float], runs: int) -> Estimate:
+        """Mean of `values`, one per seed, each a combination of `runs` scores (2: a difference), with its 95% interval."""
+        half = float(stats.t.ppf(0.975, self.freedom)) * self.value * math.sqrt(runs / len(values))
+        centre = sum(values) / len(values)
+        return Estimate(centre, len(values), centre - half, centre + half)
+
+
+def difference(after: pd.DataFrame, before: pd.DataFrame, spread: Spread) -> Estimate:
     """Score of one trial minus that of another, paired by seed and task."""
     one, two = outcomes(after), outcomes(before)
     seeds = sorted(one.keys() & two.keys())
-    if len(seeds) == 1:
-        return paired_difference(one[seeds[0]], two[seeds[0]])
-    return mean([sum(one[s]) / len(one[s]) - sum(two[s]) / len(two[s]) for s in seeds])
+    if len(seeds) == 1 or not spread.freedom:
+        return paired_difference([o for s in seeds for o in one[s]], [o for s in seeds for o in two[s]])
+    return spread.interval([sum(one[s]) / len(one[s]) - sum(two[s]) / len(two[s]) for s in seeds], runs=2)
 
 
-def score(trial: pd.DataFrame) -> Estimate:
+def score(trial: pd.DataFrame, spread: Spread) -> Estimate:
     """Share of test tasks solved, over seeds."""
     found = outcomes(trial)
-    if len(found) == 1:
-        only = next(iter(found.values()))
-        return metrics.rate(sum(only), len(only))
-    return mean([sum(each) / len(each) for each in found.values()])
+    if len(found) == 1 or not spread.freedom:
+        return metrics.rate(sum(map(sum, found.values())), sum(map(len, found.values())))
+    return spread.interval([sum(each) / len(each) for each in found.values()], runs=1)
 
 
-def gain(trial: pd.DataFrame) -> Estimate:
+def gain(trial: pd.DataFrame, spread: Spread) -> Estimate:
     """Score minus that of the start, paired by seed and task."""
-    return difference(trial, trial.assign(outcomes=trial.start_outcomes))
+    return difference(trial, trial.assign(outcomes=trial.start_outcomes), spread)
+
+
+def baseline(experiment: str, trial: str) -> str:
+    """The trial of an experiment that another one is compared with: it differs in the one thing that is asked about."""
+    if experiment == "rules":
+        return "all rules"
+    first, _, last = trial.rpartition(", ")
+    return f"{first}, corrected" if experiment == "published" else f"grpo, {last}"
 
 
 def cell(frame: pd.DataFrame, source: str, dose: float, rate: float, arm: str) -> pd.DataFrame:
@@ -66,28 +102,29 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
     `harm` is clean minus noisy, `returned` denoised minus noisy, `share` the second over the first where noise hurts for sure.
     """
     frame, lines = trials(rows, "dose"), []
+    spread = Spread.of(frame)
     for (source, dose, rate), _ in frame[frame.dose > 0].groupby(["source", "dose", "rate"], sort=False):
         clean = cell(frame, source, 0.0, rate, "undenoised")
         noisy, denoised = (cell(frame, source, dose, rate, arm) for arm in ("undenoised", "denoised"))
         if min(map(len, (clean, noisy, denoised))) == 0:
             continue
-        harm, returned = difference(clean, noisy), difference(denoised, noisy)
-        lines.append({"source": source, "dose": dose, "rate": rate, "noisy": score(noisy), "denoised": score(denoised),
-                      "harm": harm, "returned": returned, "hurts": harm.ci_low > 0,
-                      "share": returned.value / harm.value if harm.ci_low > 0 else float("nan"),
+        harm, returned = difference(clean, noisy, spread), difference(denoised, noisy, spread)
+        lines.append({"source": source, "dose": dose, "rate": rate, "noisy": score(noisy, spread),
+                      "denoised": score(denoised, spread), "harm": harm, "returned": returned, "hurts": harm.ci_low > 0,
+                      "share": returned.value / harm.value if harm.ci_low > 0 else math.nan,
                       "collapsed": noisy.collapsed.mean(), "collapsed_denoised": denoised.collapsed.mean(), "seeds": len(noisy)})
     return pd.DataFrame(lines)
 
 
 def first_harm(table: pd.DataFrame) -> pd.DataFrame:
-    """By source and learning rate: the lowest dose from which on noise hurts for sure (interval above 0), and the harm there
-    and at the highest dose."""
+    """By source and learning rate: the lowest dose at which, and at all higher ones, noise hurts (interval above 0), the harm
+    there and at the highest dose."""
     found = []
     for (source, rate), lines in table.groupby(["source", "rate"], sort=False):
-        lines = lines.sort_values("dose")
-        hurting = lines[lines.hurts]
-        found.append({"source": source, "rate": rate, "hurts_from": hurting.dose.min() if len(hurting) else float("nan"),
-                      "harm_there": str(hurting.harm.iloc[0]) if len(hurting) else "", "harm_at_most": str(lines.harm.iloc[-1])})
+        lines = lines.sort_values("dose", ascending=False)
+        hurting = lines[lines.hurts.cumprod().astype(bool)]
+        found.append({"source": source, "rate": rate, "hurts_from": hurting.dose.min() if len(hurting) else math.nan,
+                      "harm_there": str(hurting.harm.iloc[-1]) if len(hurting) else "", "harm_at_most": str(lines.harm.iloc[0])})
     return pd.DataFrame(found)
 
 
@@ -101,6 +138,7 @@ def draw_map(rows: Sequence[dict], rate: float):
     from .figures import COLOURS, MARKS, STYLE, interval
 
     frame = trials(rows, "dose")
+    spread = Spread.of(frame)
     sources = list(dict.fromkeys(frame.source[frame.dose > 0]))
     doses = sorted(frame.dose.unique())
     with pyplot.rc_context(STYLE):
@@ -108,7 +146,7 @@ def draw_map(rows: Sequence[dict], rate: float):
     for axes, source in zip(panels.flat, sources, strict=False):
         for j, arm in enumerate(("undenoised", "denoised")):
             cells = [(x, c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
-            points = [(x + 0.12 * (j - 0.5), score(c)) for x, c in cells]
+            points = [(x + 0.12 * (j - 0.5), score(c, spread)) for x, c in cells]
             arms = list(zip(*(interval(p.fields()) for _, p in points), strict=True))
             axes.errorbar([x for x, _ in points], [p.value for _, p in points], yerr=arms, color=COLOURS[j], marker=MARKS[j],
                           markersize=4, capsize=2, label=arm)
@@ -118,7 +156,7 @@ def draw_map(rows: Sequence[dict], rate: float):
         axes.set_title(source.replace("_", " "), fontsize=10)
         axes.set_xticks(range(len(doses)), [f"{d:g}" for d in doses])
     for axes in panels[-1]:
-        axes.set_xlabel("dose: share of episodes hit")
+        axes.set_xlabel("dose: share of those hit that can be")
     for axes in panels[:, 0]:
         axes.set_ylabel("test tasks solved")
     panels.flat[0].set_ylim(bottom=0)
@@ -128,17 +166,17 @@ def draw_map(rows: Sequence[dict], rate: float):
 
 
 def draw_trials(rows: Sequence[dict], experiment: str):
-    """Score after RL of each trial of an experiment, with intervals; the dashed line is the model before RL."""
+    """Each trial's score after RL minus that of the one it is compared with (`baseline`), paired, with 95% intervals."""
     from .figures import COLOURS, interval, new_figure
 
     frame = trials(rows, experiment)
-    names = list(dict.fromkeys(frame.trial))[::-1]
-    found = [score(frame[frame.trial == name]) for name in names]
-    figure, axes = new_figure(figsize=(6.8, 0.9 + 0.3 * len(names)))
+    spread, by_name = Spread.of(frame), dict(tuple(frame.groupby("trial", sort=False)))
+    names = [name for name in by_name if name != baseline(experiment, name)][::-1]
+    found = [difference(by_name[name], by_name[baseline(experiment, name)], spread) for name in names]
+    figure, axes = new_figure(figsize=(7.2, 1.0 + 0.3 * len(names)))
     arms = list(zip(*(interval(p.fields()) for p in found), strict=True))
     axes.errorbar([p.value for p in found], range(len(names)), xerr=arms, fmt="o", color=COLOURS[0], capsize=3)
-    axes.axvline(frame.start.mean(), color="grey", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("test tasks solved after RL (dashed: before)")
-    axes.set_xlim(left=0)
+    axes.axvline(0, color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(names)), [f"{name}\n- {baseline(experiment, name)}" for name in names], fontsize=8)
+    axes.set_xlabel("difference in test tasks solved after RL")
     return figure

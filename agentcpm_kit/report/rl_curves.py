@@ -35,8 +35,10 @@ def draw_over_seeds(found: pd.DataFrame, arms: Sequence[str]):
         for i, arm in enumerate(arms):
             table = found[found.curve == arm + ending].pivot(index="step", columns="seed", values="success")
             for seed in table:
-                ax.plot(table.index, smoothed(table[seed].tolist()), color=COLOURS[i], alpha=0.25, linewidth=1)
-            ax.plot(table.index, smoothed(table.mean(axis=1).tolist()), color=COLOURS[i], linewidth=2, marker=MARKS[i],
+                run = table[seed].dropna()
+                ax.plot(run.index, smoothed(run.tolist()), color=COLOURS[i], alpha=0.25, linewidth=1)
+            together = table.dropna()  # the mean ends where a seed's run stopped
+            ax.plot(together.index, smoothed(together.mean(axis=1).tolist()), color=COLOURS[i], linewidth=2, marker=MARKS[i],
                     markevery=4, label=f"{arm} ({table.shape[1]} seeds)")
         ax.set(xlabel="step", title=title)
         ax.legend(fontsize=9)

@@ -10,7 +10,7 @@ from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .doses import first_harm, gain, harms, score, trials
+from .doses import Spread, baseline, difference, first_harm, gain, harms, score, trials
 from .results import StageResult, finished_stages, over_seeds
 
 
@@ -128,10 +128,9 @@ def doses_table(_profile: str) -> str:
     begins = first_harm(found).set_index(["source", "rate"]).hurts_from
     rows = []
     for (source, rate), lines in found.groupby(["source", "rate"], sort=False):
-        by_dose = lines.set_index("dose")
-        cells = [_short(by_dose.loc[dose, what]) for dose in (0.2, 0.8) for what in ("harm", "returned")]
-        lost = f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
-        start = begins[source, rate]
+        cells = [_short(lines[lines.dose == dose].iloc[0][what]) if any(lines.dose == dose) else "-"
+                 for dose in (0.2, 0.8) for what in ("harm", "returned")]
+        start, lost = begins[source, rate], f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
         rows.append((source.replace("_", " "), f"{rate:g} x", "-" if isnan(start) else f"{start:g}", *cells, lost))
     return markdown_table(["source", "learning rate", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
                            "denoising returns", "runs collapsed, undenoised / denoised"], rows)
@@ -145,11 +144,14 @@ def trials_table(_profile: str) -> str:
     """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
     found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
     rows = []
-    for experiment in ("rules", "published", "losses"):
+    for experiment in sorted({r["experiment"] for r in found} - {"start", "dose"}, key=["rules", "published", "losses"].index):
         frame = trials(found, experiment)
-        for name, lines in frame.groupby("trial", sort=False):
-            rows.append((experiment, name, _short(score(lines)), _short(gain(lines)), f"{lines.collapsed.mean():.0%}"))
-    return markdown_table(["experiment", "trial", "tasks solved", "gain over the start", "collapsed"], rows)
+        spread, by_name = Spread.of(frame), dict(tuple(frame.groupby("trial", sort=False)))
+        for name, lines in by_name.items():
+            other = baseline(experiment, name)
+            against = "" if other == name else f"{_short(difference(lines, by_name[other], spread))} (- {other})"
+            rows.append((experiment, name, _short(score(lines, spread)), _short(gain(lines, spread)), against))
+    return markdown_table(["experiment", "trial", "tasks solved", "gain over the start", "difference"], rows)
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,

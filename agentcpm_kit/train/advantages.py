@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 CAPPED_STEPS = ("format_error", "repeat_error")  # these never gain from a positive advantage
+UNTRAINED = "failed"  # a turn that was cut at `max_new_tokens`: nothing is learned from it (section 7)
 
 
 def leave_one_out(scores: Sequence[float]) -> list[float]:
@@ -20,6 +21,7 @@ def clip_sign(advantage: float, score: float) -> float:
 
 def step_advantages(statuses: Sequence[str], advantage: float, cap_bad_steps: bool = True,
                     minimal: float | None = None) -> list[float]:
-    """The advantage of each step: the rollout's own, at most 0 for a bad step, 0 where it is below `minimal`."""
-    values = [min(advantage, 0.0) if cap_bad_steps and status in CAPPED_STEPS else advantage for status in statuses]
+    """The advantage of each step: the rollout's own, at most 0 for a bad step, 0 for a failed one or below `minimal`."""
+    values = [0.0 if status == UNTRAINED else min(advantage, 0.0) if cap_bad_steps and status in CAPPED_STEPS else advantage
+              for status in statuses]
     return [0.0 if minimal is not None and value < minimal else value for value in values]

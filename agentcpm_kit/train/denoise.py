@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..agent.trajectory import EndReason, Trajectory
-from .advantages import clip_sign, leave_one_out, step_advantages
+from .advantages import UNTRAINED, clip_sign, leave_one_out, step_advantages
 
 CORRECT = 0.5  # scores from here on count as correct
 SHIFT = 0.2  # span of the rank shift: +/- 0.1
@@ -32,7 +32,7 @@ class Rollout:
 
     @classmethod
     def of(cls, trajectory: Trajectory, score: float | None) -> "Rollout":
-        statuses = tuple(step.status for step in trajectory.steps)
+        statuses = tuple(UNTRAINED if step.cut else step.status for step in trajectory.steps)
         return cls(score, trajectory.turns, trajectory.end_reason, statuses, trajectory.episode)
 
 
@@ -79,7 +79,8 @@ class DenoisedGroup:
 def faults(group: Sequence[Rollout], as_published: bool = False) -> set[int]:
     """Rule 4: the environment, the engine or the judge failed, and nothing is known about the answer.
 
-    The reference takes the judge's outage for a wrong answer.
+    The reference takes the judge's outage for a wrong answer. Its agent reads a tool's error and goes on, where ours ends as
+    a fault: an outage stands for its failed_error in both.
     """
     return {i for i, r in enumerate(group) if r.end_reason.is_fault or (r.score is None and not as_published)}
 

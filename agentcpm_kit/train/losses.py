@@ -33,7 +33,11 @@ class Staleness:
 
 
 def staleness_mask(logp, behaviour, advantages, staleness: Staleness = Staleness(), age: float = 0):  # noqa: B008
-    """1.0 where a token may still be learned from: not where rho > U with A > 0, nor where rho < L with A < 0."""
+    """1.0 where a token may still be learned from: not where rho > U with A > 0, nor where rho < L with A < 0.
+
+    The reference has it for all of its losses, and so have all here. A token that it leaves out still counts in the
+    denominators of the aggregations, which are known before the policy's log-probs are: a departure from the reference.
+    """
     low, high = staleness.bounds(age)
     rho = (logp - behaviour).exp().detach()
     return (~((rho > high) & (advantages > 0) | (rho < low) & (advantages < 0))).to(logp.dtype)
@@ -61,15 +65,16 @@ def minirl(logp, behaviour, advantages, mask):
 
 
 def cispo(logp, behaviour, advantages, mask):
-    """-sg(min(rho, 1 + eps + eps_h)) A l: weights are clipped from above, no token is left out (MiniMax-M1, arXiv 2506.13585).
+    """-sg(min(rho, 1 + eps + eps_h)) A l: weights are clipped from above, gradients are not (MiniMax-M1, arXiv 2506.13585).
 
-    Named in the reference's docs and absent from its code; the bound is GRPO's, our assumption.
+    Named in the reference's docs and absent from its code. The bound is GRPO's, and the staleness mask, which MiniMax-M1
+    has not, leaves tokens out all the same: our assumptions.
     """
     return -(logp - behaviour).exp().detach().clamp(max=1 + EPS + EPS_HIGH) * advantages * logp
 
 
 def reinforce(logp, behaviour, advantages, mask):
-    """-A l (Williams 1992): takes every token as if the present policy had sampled it."""
+    """-A l (Williams 1992): takes every token that the staleness mask leaves as if the present policy had sampled it."""
     return -advantages * logp
 
 
@@ -80,11 +85,10 @@ def _clipped(rho, advantages):
 LOSSES = {"grpo": grpo, "gspo": gspo, "minirl": minirl, "cispo": cispo, "reinforce": reinforce}
 
 
-def clipped_share(logp, behaviour, advantages, mask):
-    """Share of learned tokens that lie beyond a bound of GRPO's clip in the direction of their advantage."""
+def clipped(logp, behaviour, advantages, mask):
+    """1 where a learned token lies beyond a bound of GRPO's clip in the direction of its advantage, else 0."""
     rho = (logp - behaviour).exp()
-    beyond = (rho > 1 + EPS + EPS_HIGH) & (advantages > 0) | (rho < 1 - EPS) & (advantages < 0)
-    return (beyond * mask).sum() / mask.sum().clamp(min=1)
+    return ((rho > 1 + EPS + EPS_HIGH) & (advantages > 0) | (rho < 1 - EPS) & (advantages < 0)) * mask
 
 
 def token_losses(name: str, logp, behaviour, advantages, mask, staleness: Staleness = Staleness(), age: float = 0):  # noqa: B008
@@ -96,7 +100,7 @@ def token_losses(name: str, logp, behaviour, advantages, mask, staleness: Stalen
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
     fresh = staleness_mask(logp, behaviour, advantages, staleness, age)
-    return LOSSES[name](logp, behaviour, advantages, mask) * fresh * mask
+    return LOSSES[name](logp, behaviour, advantages, mask * fresh) * fresh * mask
 
 
 def token_mean(losses, mask, tokens, rows):

@@ -1,4 +1,4 @@
-"""Models of reward noise, seeded, each with its own dial from 0 to 1 (`profile.Noise`).
+"""Models of reward noise, seeded, each with its own dial from 0 to 1 (`profile.Noise`): the share hit of those it can hit.
 
 All are our assumption: the paper's own taxonomy of noise is unpublished, and these are the ways in which a reward can go
 wrong that its public code filters (facts, section 3.2).

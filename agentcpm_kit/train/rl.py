@@ -45,7 +45,7 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     with _rollout_engine(model, loaded, tokenizer, profile) as engine:
         trainer = trainer_class()(loaded, tokenizer, tasks, profile, _config(profile, work, seed), arm, seed, engine, model)
         trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
-        trainer.add_callback(watch(trainer, profile, evaluate, on_step))
+        trainer.add_callback(watch(trainer, profile.rl, evaluate, on_step))
         trainer.train(resume_from_checkpoint=trainer.take_up(last_checkpoint(work)))
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(out, safe_serialization=True)
@@ -75,11 +75,12 @@ def _rollout_engine(path: Path, model, tokenizer, profile: Profile) -> Engine:
 
 
 def _config(profile: Profile, work: Path, seed: int):
+    import torch
     from trl import GRPOConfig
 
     rl = profile.rl
     rollouts = rl.questions_per_step * rl.group_size
-    accumulation = max(1, rollouts // MICRO_BATCH)
+    accumulation = next(n for n in range(max(1, rollouts // MICRO_BATCH), 0, -1) if rollouts % n == 0)
     return GRPOConfig(
         output_dir=str(work), max_steps=rl.steps, learning_rate=rl.learning_rate, lr_scheduler_type="constant_with_warmup",
         warmup_steps=rl.warmup_steps, adam_epsilon=rl.adam_epsilon, adam_beta1=rl.adam_beta1, adam_beta2=rl.adam_beta2,
@@ -88,4 +89,4 @@ def _config(profile: Profile, work: Path, seed: int):
         scale_rewards="none", max_grad_norm=1.0, weight_decay=0.0, logging_steps=1, save_steps=rl.save_every, save_total_limit=1,
         logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses
         seed=seed, report_to=[], disable_tqdm=True, bf16=profile.model.dtype == "bfloat16", gradient_checkpointing=False,
-        use_cpu=profile.machine.gpu_memory_gb == 0, shuffle_dataset=False, remove_unused_columns=False)
+        use_cpu=not torch.cuda.is_available(), shuffle_dataset=False, remove_unused_columns=False)

@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from ..agent.trajectory import Trajectory
 from ..errors import KitError
-from .losses import AGGREGATIONS, Staleness, clipped_share, token_losses
+from .losses import AGGREGATIONS, Staleness, clipped, token_losses
+from .rl_batch import assert_sampled_tokens, columns, in_length_chunks, without_idle_rows
 from .rollouts import Update, collect, load_update, repeated, save_update
 
 
@@ -31,7 +31,8 @@ class Rollouts:
 
     def take(self, step: int, model) -> Update:
         """The rollouts that `step` learns from; `model` is the newest policy."""
-        update = self.ahead.result() if self.ahead else None
+        ahead, self.ahead = self.ahead, None
+        update = ahead.result() if ahead else None
         if update is None or self.thread:
             load_weights(self.engine, model)
         update = update or self._collect(step, step)
@@ -44,12 +45,13 @@ class Rollouts:
         return collect(tasks, self.engine, self.profile, self.arm, self.seed, step, version)
 
     def save(self, folder: Path) -> None:
-        """Keep what was played ahead."""
+        """Keep what was played ahead, if anything was."""
         if self.ahead:
             save_update(self.ahead.result(), folder)
 
     def load(self, folder: Path) -> None:
-        if update := load_update(folder, self.arm.rules, self.profile.rl.group_size):
+        """Take up what was played ahead; a synchronous run plays its own."""
+        if self.thread and (update := load_update(folder, self.arm.rules, self.profile.rl.group_size)):
             self.ahead = Future()
             self.ahead.set_result(update)
 
@@ -84,11 +86,16 @@ def trainer_class():
             self.kit, self.start = profile, start
             self.rollouts = Rollouts(tasks, engine, profile, arm, seed)
             self.update: Update | None = None
-            self.seconds = {"train_s": 0.0}
             self.drift: float | None = None
+            self.begin_sums()
             dataset = Dataset.from_list([{"prompt": task.task_id} for task in tasks])
             super().__init__(model=model, reward_funcs=_rewards, args=config, train_dataset=dataset, processing_class=tokenizer,
                              rollout_func=self.rollout)
+
+        def begin_sums(self) -> None:
+            """Seconds of the step under way, and sums over the tokens that it learns from."""
+            self.seconds = {"train_s": 0.0}
+            self.sums = dict.fromkeys(("tokens", "policy_gap", "clip_share"), 0.0)
 
         def take_up(self, checkpoint: str | None) -> str | None:
             if checkpoint:
@@ -102,19 +109,14 @@ def trainer_class():
                 self.rollouts.close()
 
         def rollout(self, prompts: list[str], trainer) -> dict:
-            step = self.state.global_step
-            expected = [task.task_id for task in repeated(self.rollouts.questions(step), self.kit.rl.group_size)]
-            if prompts != expected:
-                raise KitError(f"step {step}: the trainer asks for other questions than the run's order has")
-            started = time.perf_counter()
+            step, started = self.state.global_step, time.perf_counter()
             self.update = self.rollouts.take(step, self.accelerator.unwrap_model(self.model))
             self.seconds |= self.update.seconds | {"wait_s": time.perf_counter() - started}
-            contexts = [t.context for t in self.update.trajectories]
-            return {"prompt_ids": [c.token_ids[: c.prompt_length] for c in contexts],
-                    "completion_ids": [c.token_ids[c.prompt_length:] for c in contexts],
-                    "logprobs": [c.logprobs[c.prompt_length:] for c in contexts],
-                    "env_mask": [c.loss_mask[c.prompt_length:] for c in contexts],
-                    "kit_reward": [0.0 if r is None else r for r in self.update.rewards]}
+            if prompts != [t.task_id for t in self.update.trajectories]:
+                raise KitError(f"step {step}: what was played answers other questions than the trainer asks")
+            self._metrics["train"]["entropy"].append(self.update.entropy())
+            rewards = [0.0 if r is None else r for r in self.update.rewards]
+            return columns(self.update.trajectories, self.processing_class.pad_token_id) | {"kit_reward": rewards}
 
         def _prepare_inputs(self, generation_batch):
             """TRL's own shuffles rows at random and pads all to the longest; these are chunks of like length."""
@@ -133,7 +135,7 @@ def trainer_class():
             rows = [self.update.token_advantages(i) for i in range(len(self.update.trajectories))]
             batch["advantages"] = torch.tensor([row + [0.0] * (width - len(row)) for row in rows],
                                                device=batch["completion_ids"].device)
-            return _without_idle_rows(batch, self.args.steps_per_generation)
+            return without_idle_rows(batch, self.args.steps_per_generation)
 
         def _distance_to_start(self, batch) -> float | None:
             """KL to the start, nats per token, on some rollouts: the mean of exp(d) - 1 - d, d = l_start - l' (Schulman's k3)."""
@@ -143,7 +145,7 @@ def trainer_class():
             some = in_length_chunks({k: v[rows] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}, 1)[0]
             mask = (some["completion_mask"] * some["tool_mask"]).bool()
             with torch.no_grad():
-                gap = self.sampled_logprobs(self._start_model(), some, mask)[0] - some["sampling_per_token_logps"]
+                gap = self.sampled_logprobs(self._start_model(), some, mask) - some["sampling_per_token_logps"]
             return float((gap.exp() - 1 - gap)[mask].mean())
 
         def _start_model(self):
@@ -154,7 +156,7 @@ def trainer_class():
             return self.start
 
         def sampled_logprobs(self, model, inputs, mask):
-            """Log-probs of the sampled tokens [B, T], 0 elsewhere, and their mean entropy: the head sees no other position.
+            """Log-probs of the sampled tokens [B, T], 0 elsewhere: the head sees no other position.
 
             In place of TRL 1.15's fused head, which needs triton.
             """
@@ -165,10 +167,7 @@ def trainer_class():
             logits = model.get_output_embeddings()(before).float() / self.kit.rl.temperature
             logprobs = torch.log_softmax(logits, -1)
             chosen = logprobs.gather(-1, inputs["completion_ids"][mask][:, None])[:, 0]
-            placed = torch.zeros(mask.shape, device=chosen.device).masked_scatter(mask, chosen)
-            with torch.no_grad():
-                entropy = -(logprobs.exp() * logprobs).sum(-1).mean() if len(chosen) else torch.zeros(())
-            return placed, entropy
+            return torch.zeros(mask.shape, device=chosen.device).masked_scatter(mask, chosen)
 
         def training_step(self, *arguments, **options):
             loss = super().training_step(*arguments, **options)
@@ -179,11 +178,11 @@ def trainer_class():
             self.began = time.perf_counter()  # after the rollouts
             rl, behaviour, advantages = self.kit.rl, inputs["sampling_per_token_logps"], inputs["advantages"]
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
-            logp, entropy = self.sampled_logprobs(self.accelerator.unwrap_model(model), inputs, mask)
+            logp = self.sampled_logprobs(self.accelerator.unwrap_model(model), inputs, mask)
             behaviour = torch.where(mask, behaviour, torch.zeros_like(behaviour))
             staleness = Staleness(rl.importance_weight_cap_ratio, rl.strict_in_bound, rl.out_of_date_decay)
             losses = token_losses(rl.loss, logp, behaviour, advantages, mask, staleness, self.age)
-            self._log_metric_values(logp.detach(), behaviour, advantages, entropy, mask)
+            self._add_up(logp.detach(), behaviour, advantages, mask)
             return AGGREGATIONS[rl.aggregation](losses, mask, inputs["num_items_in_batch"], inputs["rows_in_batch"])
 
         @property
@@ -191,11 +190,10 @@ def trainer_class():
             """How many steps the policy has learned since it sampled what it learns from now."""
             return self.state.global_step - self.update.version
 
-        def _log_metric_values(self, logp, behaviour, advantages, entropy, mask):
-            values = {"entropy": entropy, "policy_gap": ((logp - behaviour).abs() * mask).sum() / mask.sum().clamp(min=1),
-                      "clip_share": clipped_share(logp, behaviour, advantages, mask)}
-            for name, value in values.items():
-                self._metrics["train"][name].append(value.item())
+        def _add_up(self, logp, behaviour, advantages, mask):
+            self.sums["tokens"] += mask.sum().item()
+            self.sums["policy_gap"] += ((logp - behaviour).abs() * mask).sum().item()
+            self.sums["clip_share"] += clipped(logp, behaviour, advantages, mask).sum().item()
 
         def _save_checkpoint(self, model, trial):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -206,64 +204,6 @@ def trainer_class():
     return AgentGRPOTrainer
 
 
-def assert_sampled_tokens(batch: dict, trajectories: list[Trajectory]) -> None:
-    """Every token that a batch trains on is the one that was sampled, at its place and with its log-probability.
-
-    Raises:
-        KitError: TRL cut, moved or tokenised anew, ids were made from text, or an episode has several contexts.
-    """
-    for row, trajectory in enumerate(trajectories):
-        if not trajectory.exact or len(trajectory.contexts) != 1:
-            raise KitError(f"RL needs the sampled ids in one context; episode {trajectory.episode} has "
-                           f"{len(trajectory.contexts)} contexts, exact ids: {trajectory.exact}")
-        context, size = trajectory.context, len(trajectory.context.token_ids) - trajectory.context.prompt_length
-        real, ids = batch["completion_mask"][row], batch["completion_ids"][row][:size].tolist()
-        trained = (real * batch["tool_mask"][row]).bool().tolist()
-        gaps = [abs(a - b) for a, b, t in zip(batch["sampling_per_token_logps"][row].tolist(), context.logprobs[-size:], trained,
-                                              strict=False) if t] if size else []
-        mask = context.loss_mask[context.prompt_length:]
-        if not (int(real.sum()) == size and ids == context.token_ids[context.prompt_length:]
-                and trained == [bool(m) for m in mask] + [False] * (len(trained) - size)
-                and all(gap <= 1e-4 for gap in gaps)):  # also false where a log-prob is no number
-            raise KitError(f"episode {trajectory.episode}: the tokens to train on are not those that were sampled")
-
-
-def in_length_chunks(batch: dict, chunks: int) -> list[dict]:
-    """Split rows into `chunks` of like length, and cut off the columns that are padding in all of a chunk's rows.
-
-    Rows are ordered by length and then by place, so that nothing is left to chance.
-    """
-    import torch
-
-    order = torch.argsort(batch["completion_mask"].sum(1), stable=True)
-    rows = {k: v[order] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}
-    others = {k: v for k, v in batch.items() if k not in rows}
-    size = len(order) // chunks
-    found = [{k: v[i * size: (i + 1) * size] for k, v in rows.items()} for i in range(chunks)]
-    return [others | _trimmed(chunk) for chunk in found]
-
-
-def _trimmed(rows: dict) -> dict:
-    """Prompts are padded on their left, what follows on its right."""
-    prompt, rest = (int(rows[f"{part}_mask"].sum(1).max()) for part in ("prompt", "completion"))
-    return {k: v[:, -prompt:] if k.startswith("prompt") else v[:, :rest] for k, v in rows.items()}
-
-
 def _rewards(prompts, completions, kit_reward, **kwargs) -> list[float]:
     """What TRL logs as reward; advantages are computed from the update itself."""
     return kit_reward
-
-
-def _without_idle_rows(batch: dict, chunks: int) -> dict:
-    """Drop rollouts without any advantage: they cost a pass and give no gradient. Keeps a multiple of `chunks` rows."""
-    import torch
-
-    active = (batch["advantages"] != 0).any(1)
-    keep = torch.cat([active.nonzero()[:, 0], (~active).nonzero()[:, 0]])
-    keep = keep[: max(1, -(-int(active.sum()) // chunks)) * chunks]
-    batch = {k: v[keep] if isinstance(v, torch.Tensor) and v.dim() and len(v) == len(active) else v
-             for k, v in batch.items()}
-    batch["tool_mask"] = batch["tool_mask"] * (batch["advantages"] != 0)
-    batch["num_items_in_batch"] = (batch["completion_mask"] * batch["tool_mask"]).sum().clamp(min=1)
-    batch["rows_in_batch"] = max(1, int(active.sum()))
-    return batch

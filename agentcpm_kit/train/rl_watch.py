@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 from ..agent.engines import TransformersEngine
 from ..errors import KitError
-from ..profile import RL, Profile
+from ..profile import RL
 
-LOGGED = ("loss", "entropy", "policy_gap", "clip_share", "grad_norm")
+LOGGED = ("loss", "entropy", "grad_norm")
+
+
+class LostWeights(KitError):
+    """Loss or gradient is no number: such weights are not worth keeping."""
 
 
 @dataclass
@@ -19,10 +23,10 @@ class Collapse:
     unrewarded: int = 0
     certain: int = 0
 
-    def reason(self, row: dict) -> str | None:
+    def reason(self, log: dict) -> str | None:
         """Why a run should stop after this step, in words; None where it may go on."""
-        self.unrewarded = 0 if row["reward"] > 0 else self.unrewarded + 1
-        self.certain = 0 if row["entropy"] >= self.settings.least_entropy else self.certain + 1
+        self.unrewarded = 0 if log["reward"] > 0 else self.unrewarded + 1
+        self.certain = 0 if log["entropy"] >= self.settings.least_entropy else self.certain + 1
         if self.unrewarded >= self.settings.patience:
             return f"no rollout was rewarded in {self.unrewarded} steps"
         if self.certain >= self.settings.patience:
@@ -30,16 +34,25 @@ class Collapse:
         return None
 
 
-def watch(trainer, profile: Profile, evaluate, on_step):
+def refuse_lost_weights(log: dict, step: int) -> None:
+    for name, value in (("loss", log["loss"]), ("norm of the gradient", log.get("grad_norm", 0.0))):
+        if not math.isfinite(value):
+            raise LostWeights(f"RL stopped: the {name} is {value} at step {step}; lower rl.learning_rate")
+
+
+def watch(trainer, settings: RL, evaluate, on_step):
     """The callback that logs each step, measures, and stops a run that has collapsed.
 
-    It raises `KitError` where the loss is no number: such weights are not worth keeping.
+    It raises `LostWeights` where loss or gradient is no number.
     """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        def __init__(self):
-            self.collapse, self.stopped = Collapse(profile.rl), None
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.collapse = Collapse(settings)
+            for log in state.log_history:  # of a run that is resumed: it counts on
+                if "loss" in log:
+                    self.collapse.reason(log)
 
         def on_step_begin(self, args, state, control, **kwargs):
             self.began = time.perf_counter()
@@ -56,29 +69,36 @@ def watch(trainer, profile: Profile, evaluate, on_step):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return
-            if not math.isfinite(logs["loss"]):
-                raise KitError(f"RL stopped: the loss is {logs['loss']} at step {state.global_step}; lower rl.learning_rate")
+            refuse_lost_weights(logs, state.global_step)
             row = {k: logs[k] for k in LOGGED if k in logs} | step_row(trainer)
-            if stopped := self.collapse.reason(row):
-                control.should_training_stop = True
+            if stopped := self.collapse.reason(logs):
                 row["stopped"] = stopped
-                print(f"RL of {trainer.rollouts.arm.name} stopped at step {state.global_step}: {stopped}; lower "
-                      "rl.learning_rate, or look at what is rewarded")
-            last = stopped or state.global_step == state.max_steps
-            if evaluate and (last or state.global_step % profile.rl.eval_every == 0):
-                engine = trainer.rollouts.engine
-                policy = TransformersEngine(trainer.model, engine.tokenizer, profile.rl.temperature, engine.batch_size)
-                row["validation"] = evaluate(policy)
+                stop(control, trainer.rollouts.arm.name, state.global_step, stopped)
+            if evaluate and (stopped or state.global_step == state.max_steps or state.global_step % settings.eval_every == 0):
+                row["validation"] = evaluate(policy_engine(trainer, settings.temperature))
             if on_step:
                 on_step(state.global_step, row)
 
     return Watch()
 
 
+def stop(control, name: str, step: int, reason: str) -> None:
+    control.should_training_stop = True
+    control.should_save = False  # else a run that is killed here would go on from a checkpoint behind its own stop
+    print(f"RL of {name} stopped at step {step}: {reason}; lower rl.learning_rate, or look at what is rewarded")
+
+
+def policy_engine(trainer, temperature: float) -> TransformersEngine:
+    """An engine over the weights that are trained, whatever plays the rollouts."""
+    engine = trainer.rollouts.engine
+    return TransformersEngine(trainer.model, engine.tokenizer, temperature, engine.batch_size)
+
+
 def step_row(trainer) -> dict:
-    """What the trainer and its rollouts know of the step that just ended; seconds are taken anew for the next one."""
+    """What the trainer and its rollouts know of the step that just ended; sums are taken anew for the next one."""
     row = trainer.update.summary() | {"staleness": trainer.age - 1} | {k: round(v, 3) for k, v in trainer.seconds.items()}
+    row |= {name: trainer.sums[name] / max(1.0, trainer.sums["tokens"]) for name in ("policy_gap", "clip_share")}
     if trainer.drift is not None:
         row["kl_to_start"] = trainer.drift
-    trainer.seconds = {"train_s": 0.0}
+    trainer.begin_sums()
     return row

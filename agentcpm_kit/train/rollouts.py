@@ -14,11 +14,12 @@ from ..agent.context import ContextPolicy
 from ..agent.engines import Engine
 from ..agent.episode import run_episodes, world_tools
 from ..agent.trajectory import Trajectory, read_trajectories, write_trajectories
+from ..evaluate.runner import refuse_lost
 from ..evaluate.scorers import score
 from ..files import write_json
 from ..profile import Noise, Profile
 from ..world import Task, make_tasks
-from .denoise import DenoisedGroup, Rollout, Rules, denoise_group
+from .denoise import NO_RULES, DenoisedGroup, Rollout, Rules, denoise_group
 from .noise import CLEAN, fault_plan, judge, truncate
 
 TASK_SEED = 10_000  # far from the seeds of SFT's questions
@@ -33,16 +34,13 @@ class Arm:
     rules: Rules
 
 
-PLAIN = Rules(variance_gate=False, drop_faults=False, drop_short=False, drop_limits=False, cap_bad_steps=False)
-
-
 def arms(noise: Noise) -> dict[str, Arm]:
     """Clean rewards, noisy rewards taken as they come (a fault is a 0), and the same noisy rewards denoised.
 
     Every rule that the paper's code filters rewards by is off in the first two (facts, section 3.2), caps of bad steps
-    included. All three clip signs, which changes nothing where rewards are 0 or 1.
+    included.
     """
-    return {"clean": Arm("clean", CLEAN, PLAIN), "noisy": Arm("noisy", noise, PLAIN),
+    return {"clean": Arm("clean", CLEAN, NO_RULES), "noisy": Arm("noisy", noise, NO_RULES),
             "denoised": Arm("denoised", noise, Rules())}
 
 
@@ -79,11 +77,17 @@ class Update:
         """Whether the reward of rollout `i`, a missing one taken as 0, differs from the truth, or the truth is unknown."""
         return self.truth[i] is None or bool(self.rewards[i]) != self.truth[i]
 
+    def entropy(self) -> float:
+        """Nats per token, estimated by the mean of -log p over all sampled tokens, learned from or not."""
+        sampled = [p for t in self.trajectories for p, m in zip(t.context.logprobs, t.context.loss_mask, strict=True) if m]
+        return -sum(sampled) / max(1, len(sampled))
+
     def summary(self) -> dict:
         """What is logged of a step. Shares are of all rollouts, `reward` and `success` of those that have one."""
         count, everyone = len(self.trajectories), range(len(self.trajectories))
         rewarded, correct = ([x for x in values if x is not None] for values in (self.rewards, self.truth))
         return {"reward": sum(rewarded) / max(1, len(rewarded)), "success": sum(correct) / max(1, len(correct)),
+                "entropy": self.entropy(),
                 "fault_share": sum(t is None for t in self.truth) / count,
                 "noise_share": sum(map(self.is_noise, everyone)) / count,
                 "turns": sum(t.turns for t in self.trajectories) / count,
@@ -111,10 +115,14 @@ def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed:
     """Roll out `tasks` (each question `group_size` times in a row) for `step`, judge and denoise.
 
     `version` stamps every turn: how many steps the policy had learned, `step` itself where it is the newest.
+
+    Raises:
+        KitError: the engine failed on so many episodes that there is nothing to learn from.
     """
     started = time.perf_counter()
     found = run_episodes(tasks, engine, world_tools(fault_plan(arm.noise)), profile.limits, ContextPolicy.of(profile),
                          seed, step)
+    refuse_lost(found)
     played = time.perf_counter()
     version = step if version is None else version
     for trajectory, task in zip(found, tasks, strict=True):
