@@ -210,6 +210,7 @@ class RL(Section):
     steps: PositiveInt
     questions_per_step: PositiveInt
     group_size: PositiveInt  # rollouts per question, G
+    rows_per_update: NonNegativeInt = 0  # a step with fewer rollouts to learn from plays more questions: see train/rollouts.py
     learning_rate: PositiveFloat
     warmup_steps: NonNegativeInt = 0
     adam_epsilon: PositiveFloat = 1e-8  # larger: weights with hardly any gradient stay where they are

@@ -4,10 +4,10 @@
 
 Trains the shipped merge with the profile's settings, synchronously and asynchronously in turn, for `--rounds` rounds of
 `--steps` steps each; the first step of a round, which also loads what is needed, does not count. Seconds are medians over
-steps. `model` is the time inside the model: its forward passes while rollouts are played and for the distance to the start,
-forward and backward of the training, and the optimiser. The rest of the rollouts is the loop: templates, tools, sampling,
-bookkeeping; `overhead` is what is left of the step. In the asynchronous mode rollouts overlap with the training, so that
-parts do not add up to the step; `wait` is what the trainer waits for them.
+steps. `model_share` is the time inside the model: its forward passes while rollouts are played, forward and backward of the
+training, and the optimiser; not the forward pass that measures the distance to the start (`kl`). The rest of the rollouts is
+the loop: templates, tools, sampling, bookkeeping; `overhead` is what is left of the step. In the asynchronous mode rollouts
+overlap with the training, so that parts do not add up to the step; `wait` is what the trainer waits for them.
 """
 
 import argparse
@@ -65,15 +65,15 @@ def run(profile: Profile, asynchronous: bool, steps: int, seed: int) -> list[dic
 
 
 def summary(rows: list[dict]) -> dict:
-    """Medians of the parts of a step, and the share of the step that is inside the model."""
+    """Medians of the parts of a step, and, where none overlap, the share of the step that is inside the model."""
     def of(name: str) -> float:
         return median(r[name] for r in rows)
-    model = [r["rollout_model_s"] + r["train_s"] + r["optimiser_s"] + r["kl_s"] for r in rows]
+    model = [r["rollout_model_s"] + r["train_s"] + r["optimiser_s"] for r in rows]
     rest = [r["step_s"] - r["wait_s"] - r["train_s"] - r["optimiser_s"] - r["kl_s"] for r in rows]
-    return {"steps": len(rows), "step_s": of("step_s"), "wait_s": of("wait_s"), "rollout_s": of("rollout_s"),
-            "rollout_model_s": of("rollout_model_s"), "reward_s": of("reward_s"), "train_s": of("train_s"),
-            "optimiser_s": of("optimiser_s"), "kl_s": of("kl_s"), "overhead_s": median(rest),
-            "model_share": median(m / r["step_s"] for m, r in zip(model, rows, strict=True))}
+    parts = ("step_s", "wait_s", "rollout_s", "rollout_model_s", "reward_s", "train_s", "optimiser_s", "kl_s")
+    found = {"steps": len(rows), **{name: of(name) for name in parts}, "overhead_s": median(rest)}
+    overlap = any(r["staleness"] for r in rows)
+    return found if overlap else found | {"model_share": median(m / r["step_s"] for m, r in zip(model, rows, strict=True))}
 
 
 def main() -> int:

@@ -235,11 +235,11 @@ def test_chunks_are_of_like_length_and_hold_no_needless_padding():
 def test_collapse_by_hand():
     """Three steps without reward in a row stop a run; one that was rewarded in between does not count on."""
     watch = Collapse(rl_profile(patience=3, least_entropy=0.01).rl)
-    found = [watch.reason({"reward": r, "entropy": 0.1}) for r in (0.0, 0.0, 0.1, 0.0, 0.0, 0.0)]
+    found = [watch.reason({"rewarded": r, "entropy": 0.1}) for r in (0.0, 0.0, 1.0, 0.0, 0.0, 0.0)]
     assert found[:5] == [None] * 5 and "no rollout was rewarded in 3 steps" in found[5]
     watch = Collapse(rl_profile(patience=2, least_entropy=0.01).rl)
-    assert watch.reason({"reward": 1.0, "entropy": 0.001}) is None
-    assert "entropy was below 0.01" in watch.reason({"reward": 1.0, "entropy": 0.001})
+    assert watch.reason({"rewarded": 1.0, "entropy": 0.001}) is None
+    assert "entropy was below 0.01" in watch.reason({"rewarded": 1.0, "entropy": 0.001})
 
 
 def test_a_collapsed_policy_stops_the_run_and_is_kept(tmp_path, capsys):
@@ -290,6 +290,23 @@ def test_lost_weights_are_noticed_by_the_gradient_too():
 def same_weights(one, two):
     first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_update_is_filled_up(tmp_path):
+    """Where too little is learned from, a step plays more questions, until its rows suffice or its rounds are used up."""
+    rows = run(tmp_path / "out", rl_profile(steps=2, rows_per_update=14), "denoised")
+    assert all(r["rollouts"] in (16, 32, 48) and (r["active"] >= 14 or r["rollouts"] == 48) for r in rows)
+    assert max(r["rollouts"] for r in rows) > 16
+
+
+def test_rows_of_an_update_by_hand():
+    """Of four rollouts of a first round and four of a second, 0, 5, 6 and 7 are active; three rows are wanted of four."""
+    steps = [[[1.0], [0.0]], [[0.0], [0.0]], [[0.0], [1.0]], [[1.0], [1.0]]]
+    groups = [DenoisedGroup([0.0, 0.0], each, {}, []) for each in steps]
+    update = Update([Trajectory(task_id="t", question="q")] * 8, [0.0] * 8, [False] * 8, groups, 2)
+    assert update.rows(4, wanted=3) == [0, 1, 5, 6]  # 1 is idle, and fills up
+    assert update.rows(4, wanted=0) == [0, 1, 2, 3]
+    assert update.rows(4, wanted=9) == [0, 5, 6, 7]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -13,7 +13,7 @@ from ..errors import KitError
 from ..profile import Profile, refuse_resets
 from ..world import Task
 from .loading import last_checkpoint
-from .rollouts import Arm
+from .rollouts import Arm, tasks_needed
 
 MICRO_BATCH = 16  # rollouts per forward and backward pass; bounds memory, changes nothing else
 OnStep = Callable[[int, dict], None]
@@ -56,7 +56,7 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
 
 def _refuse(profile: Profile, tasks: list[Task]) -> None:
     refuse_resets(profile)
-    needed = profile.rl.steps * profile.rl.questions_per_step
+    needed = tasks_needed(profile)
     if profile.model.engine == "openai":
         raise KitError("RL changes the model's weights, which servers do not take; set `engine: vllm` under `model`")
     if len(tasks) < needed:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import KitError
 from .losses import AGGREGATIONS, Staleness, clipped, token_losses
 from .rl_batch import assert_sampled_tokens, columns, in_length_chunks, without_idle_rows
-from .rollouts import Update, collect, load_update, repeated, save_update
+from .rollouts import Update, fill, load_update, save_update
 
 
 class Rollouts:
@@ -24,10 +24,6 @@ class Rollouts:
         self.tasks, self.engine, self.profile, self.arm, self.seed = tasks, engine, profile, arm, seed
         self.ahead: Future | None = None
         self.thread = ThreadPoolExecutor(1, "rollouts") if profile.rl.asynchronous else None
-
-    def questions(self, step: int) -> list:
-        count = self.profile.rl.questions_per_step
-        return self.tasks[step * count: (step + 1) * count]
 
     def take(self, step: int, model) -> Update:
         """The rollouts that `step` learns from; `model` is the newest policy."""
@@ -41,8 +37,7 @@ class Rollouts:
         return update
 
     def _collect(self, step: int, version: int) -> Update:
-        tasks = repeated(self.questions(step), self.profile.rl.group_size)
-        return collect(tasks, self.engine, self.profile, self.arm, self.seed, step, version)
+        return fill(self.tasks, self.engine, self.profile, self.arm, self.seed, step, version)
 
     def save(self, folder: Path) -> None:
         """Keep what was played ahead, if anything was."""
@@ -112,11 +107,18 @@ def trainer_class():
             step, started = self.state.global_step, time.perf_counter()
             self.update = self.rollouts.take(step, self.accelerator.unwrap_model(self.model))
             self.seconds |= self.update.seconds | {"wait_s": time.perf_counter() - started}
-            if prompts != [t.task_id for t in self.update.trajectories]:
+            if prompts != [t.task_id for t in self.update.trajectories[: len(prompts)]]:
                 raise KitError(f"step {step}: what was played answers other questions than the trainer asks")
+            self.rows = self.update.rows(len(prompts), self.kit.rl.rows_per_update)
             self._metrics["train"]["entropy"].append(self.update.entropy())
-            rewards = [0.0 if r is None else r for r in self.update.rewards]
-            return columns(self.update.trajectories, self.processing_class.pad_token_id) | {"kit_reward": rewards}
+            self._metrics["train"]["rewarded"].append(float(any(self.update.rewards)))
+            rewards = [self.update.rewards[i] or 0.0 for i in self.rows]
+            return columns(self.learned, self.processing_class.pad_token_id) | {"kit_reward": rewards}
+
+        @property
+        def learned(self) -> list:
+            """The trajectories of the batch."""
+            return [self.update.trajectories[i] for i in self.rows]
 
         def _prepare_inputs(self, generation_batch):
             """TRL's own shuffles rows at random and pads all to the longest; these are chunks of like length."""
@@ -127,12 +129,12 @@ def trainer_class():
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
-            assert_sampled_tokens(batch, self.update.trajectories)
+            assert_sampled_tokens(batch, self.learned)
             started = time.perf_counter()
             self.drift = self._distance_to_start(batch)
             self.seconds["kl_s"] = time.perf_counter() - started
             width = batch["completion_ids"].shape[1]
-            rows = [self.update.token_advantages(i) for i in range(len(self.update.trajectories))]
+            rows = [self.update.token_advantages(i) for i in self.rows]
             batch["advantages"] = torch.tensor([row + [0.0] * (width - len(row)) for row in rows],
                                                device=batch["completion_ids"].device)
             return without_idle_rows(batch, self.args.steps_per_generation)

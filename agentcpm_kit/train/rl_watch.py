@@ -25,7 +25,7 @@ class Collapse:
 
     def reason(self, log: dict) -> str | None:
         """Why a run should stop after this step, in words; None where it may go on."""
-        self.unrewarded = 0 if log["reward"] > 0 else self.unrewarded + 1
+        self.unrewarded = 0 if log["rewarded"] else self.unrewarded + 1
         self.certain = 0 if log["entropy"] >= self.settings.least_entropy else self.certain + 1
         if self.unrewarded >= self.settings.patience:
             return f"no rollout was rewarded in {self.unrewarded} steps"

@@ -2,12 +2,15 @@
 
 Data flows one way: tasks -> trajectories -> (noise) rewards -> `denoise_group` -> advantages of tokens. `Update` holds all of
 it for one step, whichever trainer takes it.
+
+As in the reference (section 13), rollouts go on until there are enough rows for an update (`rows_per_update`): rules that drop
+rollouts, and groups without spread, cost time, not the size of the update.
 """
 
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..agent.context import ContextPolicy
@@ -23,6 +26,7 @@ from .denoise import NO_RULES, DenoisedGroup, Rollout, Rules, denoise_group
 from .noise import CLEAN, fault_plan, judge, truncate
 
 TASK_SEED = 10_000  # far from the seeds of SFT's questions
+ROUNDS = 3  # a step plays its questions and, to fill its update, at most so many times as many in all
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,19 @@ class Update:
             previous = learned
         return values
 
+    def is_active(self, i: int) -> bool:
+        """Whether anything is learned from rollout `i`."""
+        return any(self.groups[i // self.group_size].step_advantages[i % self.group_size])
+
+    def rows(self, count: int, wanted: int) -> list[int]:
+        """`count` rollouts for the trainer: the active ones of the first `count`, more from later rounds up to `wanted`, and
+        idle ones to fill up."""
+        active = [i for i in range(len(self.trajectories)) if self.is_active(i)]
+        first = sum(i < count for i in active)
+        chosen = active[: min(count, max(first, wanted))]
+        idle = [i for i in range(count) if not self.is_active(i)]
+        return sorted(chosen + idle[: count - len(chosen)])
+
     def dropped(self, i: int) -> str:
         """Which rule dropped rollout `i`, or ""."""
         return self.groups[i // self.group_size].dropped.get(i % self.group_size, "")
@@ -91,18 +108,26 @@ class Update:
                 "fault_share": sum(t is None for t in self.truth) / count,
                 "noise_share": sum(map(self.is_noise, everyone)) / count,
                 "turns": sum(t.turns for t in self.trajectories) / count,
+                "rollouts": count, "active": sum(map(self.is_active, everyone)),
                 "dropped": dict(Counter(rule for i in everyone if (rule := self.dropped(i)))),
                 "end_reasons": dict(Counter(t.end_reason.value for t in self.trajectories))}
 
 
 def rl_tasks(profile: Profile, seed: int = 0) -> list[Task]:
-    """Questions of a whole run, in their order: training worlds at RL's own hops and contamination, new ones for every step."""
+    """Questions of a whole run, in their order: training worlds at RL's own hops and contamination, new ones for every step.
+
+    The first are those of the steps; more follow for later rounds, where a step may have to fill its update.
+    """
     rl, world = profile.rl, profile.world
-    needed = rl.steps * rl.questions_per_step
+    needed = tasks_needed(profile)
     count = -(-needed // len(rl.hops))
     found = [task for h in rl.hops
              for task in make_tasks("train", count, h, world.train_worlds, world.entities, rl.redundancy, seed=TASK_SEED + seed)]
     return random.Random(f"order {seed}").sample(found, needed)
+
+
+def tasks_needed(profile: Profile) -> int:
+    return profile.rl.steps * profile.rl.questions_per_step * (ROUNDS if profile.rl.rows_per_update else 1)
 
 
 def repeated(tasks: list[Task], size: int) -> list[Task]:
@@ -110,9 +135,29 @@ def repeated(tasks: list[Task], size: int) -> list[Task]:
     return [task for task in tasks for _ in range(size)]
 
 
+def fill(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: int, step: int, version: int) -> Update:
+    """Roll out the questions of `step` out of all of a run's, and further ones until enough rollouts are active."""
+    rl, updates = profile.rl, []
+    for number in range(ROUNDS):
+        if number and sum(u.is_active(i) for u in updates for i in range(len(u.trajectories))) >= rl.rows_per_update:
+            break
+        first = (number * rl.steps + step) * rl.questions_per_step
+        questions = repeated(tasks[first: first + rl.questions_per_step], rl.group_size)
+        updates.append(collect(questions, engine, profile, arm, seed, step, version, number))
+    return merged(updates)
+
+
+def merged(updates: list[Update]) -> Update:
+    """The rounds of one step as one."""
+    def joined(name: str) -> list:
+        return [each for update in updates for each in getattr(update, name)]
+    seconds = {name: sum(u.seconds[name] for u in updates) for name in updates[0].seconds}
+    return replace(updates[0], **{name: joined(name) for name in ("trajectories", "rewards", "truth", "groups")}, seconds=seconds)
+
+
 def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: int, step: int,
-            version: int | None = None) -> Update:
-    """Roll out `tasks` (each question `group_size` times in a row) for `step`, judge and denoise.
+            version: int | None = None, number: int = 0) -> Update:
+    """Roll out `tasks` (each question `group_size` times in a row) for round `number` of `step`, judge and denoise.
 
     `version` stamps every turn: how many steps the policy had learned, `step` itself where it is the newest.
 
@@ -129,7 +174,7 @@ def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed:
         score(trajectory, task)
         for turn in trajectory.steps:
             turn.policy_version = version
-    update = rewarded(found, arm.noise, arm.rules, profile.rl.group_size, f"{seed} {step}")
+    update = rewarded(found, arm.noise, arm.rules, profile.rl.group_size, f"{seed} {step} {number}")
     update.version, update.seconds = version, {"rollout_s": played - started, "reward_s": time.perf_counter() - played}
     return update
 
