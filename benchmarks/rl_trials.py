@@ -171,9 +171,9 @@ def work_list(options, profile: Profile) -> list[tuple[Trial | None, int]]:
     return starts + [(t, seed) for seed in options.seeds for t in trials if (t.experiment, t.name, seed) not in done]
 
 
-def run_all(options, profile: Profile) -> int:
-    """Run what is still to be done, `options.workers` at once, and append each row as it comes; how many trials failed."""
-    todo, began, failed = work_list(options, profile), time.time(), 0
+def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> int:
+    """Run trials, `options.workers` at once, and append each row as it comes; how many of them failed."""
+    began, failed = time.time(), 0
     common = (options.model, profile, options.tests)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(run_trial, trial, seed, *common, options.work) if trial else
@@ -218,13 +218,15 @@ def main() -> int:
     if options.steps:
         profile = profile.model_copy(update={"rl": profile.rl.changed(steps=options.steps)})
     try:
-        failed = run_all(options, profile)
+        todo = work_list(options, profile)
     except KitError as error:
         parser.error(str(error))
-    draw_all(read_jsonl(options.out / "rows.jsonl"), options.out)
     settings = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}
     write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": describe(0)})
-    return 1 if failed else 0
+    try:
+        return 1 if run_all(todo, options, profile) else 0
+    finally:  # also of a part of the map, where the rest is left for another time
+        draw_all(read_jsonl(options.out / "rows.jsonl"), options.out)
 
 
 if __name__ == "__main__":

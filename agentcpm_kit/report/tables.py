@@ -155,5 +155,5 @@ def trials_table(_profile: str) -> str:
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
-          "settings": settings_table, "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
-          "costs": costs_table, "rollouts": rollouts_table}
+          "settings": settings_table, "doses": doses_table, "families": families_table, "costs": costs_table,
+          "rollouts": rollouts_table}
