@@ -4,6 +4,7 @@ And what its trainers share: the order of batches, the loss where there is no tr
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -104,6 +105,11 @@ def last_checkpoint(work: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(folder)
     return None
+
+
+def not_finite(logs: dict) -> str | None:
+    """Which of loss and norm of the gradient is no number in a step's log: weights learned from it are not worth keeping."""
+    return next((name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))), None)
 
 
 def _lora(settings: SFT) -> dict:

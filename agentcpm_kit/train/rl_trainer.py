@@ -30,7 +30,7 @@ class Rollouts:
         ahead, self.ahead = self.ahead, None
         update = ahead.result() if ahead else None
         if update is None or self.thread:
-            load_weights(self.engine, model)
+            self.engine.load_weights(model)
         update = update or self._collect(step, step)
         if self.thread and step + 1 < self.profile.rl.steps:
             self.ahead = self.thread.submit(self._collect, step + 1, step)
@@ -54,16 +54,6 @@ class Rollouts:
         """Wait for what is under way: the engine is closed next."""
         if self.thread:
             self.thread.shutdown(wait=True, cancel_futures=True)
-
-
-def load_weights(engine, model) -> None:
-    """Let an engine with weights of its own go on with those of `model`."""
-    if getattr(engine, "model", None) is model:
-        return
-    if hasattr(engine, "load_weights"):
-        engine.load_weights(model)
-    else:
-        engine.model.load_state_dict(model.state_dict())
 
 
 @cache
@@ -110,7 +100,8 @@ def trainer_class():
             if prompts != [t.task_id for t in self.update.trajectories[: len(prompts)]]:
                 raise KitError(f"step {step}: what was played answers other questions than the trainer asks")
             self.rows = self.update.rows(len(prompts), self.kit.rl.rows_per_update)
-            self._metrics["train"]["entropy"].append(self.update.entropy())
+            self.summary = self.update.summary()
+            self._metrics["train"]["entropy"].append(self.summary["entropy"])
             self._metrics["train"]["rewarded"].append(float(any(self.update.rewards)))
             rewards = [self.update.rewards[i] or 0.0 for i in self.rows]
             return columns(self.learned, self.processing_class.pad_token_id) | {"kit_reward": rewards}

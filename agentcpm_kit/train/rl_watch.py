@@ -1,14 +1,14 @@
 """What is seen of an RL run as it goes: one row a step, validation now and then, and a stop where the policy has collapsed."""
 
-import math
 import time
 from dataclasses import dataclass
 
 from ..agent.engines import TransformersEngine
 from ..errors import KitError
 from ..profile import RL
+from .loading import not_finite
 
-LOGGED = ("loss", "entropy", "grad_norm")
+LOGGED = ("loss", "grad_norm")
 
 
 class LostWeights(KitError):
@@ -35,9 +35,9 @@ class Collapse:
 
 
 def refuse_lost_weights(log: dict, step: int) -> None:
-    for name, value in (("loss", log["loss"]), ("norm of the gradient", log.get("grad_norm", 0.0))):
-        if not math.isfinite(value):
-            raise LostWeights(f"RL stopped: the {name} is {value} at step {step}; lower rl.learning_rate")
+    if name := not_finite(log):
+        told = {"loss": "loss", "grad_norm": "norm of the gradient"}[name]
+        raise LostWeights(f"RL stopped: the {told} is {log[name]} at step {step}; lower rl.learning_rate")
 
 
 def watch(trainer, settings: RL, evaluate, on_step):
@@ -96,7 +96,7 @@ def policy_engine(trainer, temperature: float) -> TransformersEngine:
 
 def step_row(trainer) -> dict:
     """What the trainer and its rollouts know of the step that just ended; sums are taken anew for the next one."""
-    row = trainer.update.summary() | {"staleness": trainer.age - 1} | {k: round(v, 3) for k, v in trainer.seconds.items()}
+    row = trainer.summary | {"staleness": trainer.age - 1} | {k: round(v, 3) for k, v in trainer.seconds.items()}
     row |= {name: trainer.sums[name] / max(1.0, trainer.sums["tokens"]) for name in ("policy_gap", "clip_share")}
     if trainer.drift is not None:
         row["kl_to_start"] = trainer.drift

@@ -7,6 +7,7 @@ As in the reference (section 13), rollouts go on until there are enough rows for
 rollouts, and groups without spread, cost time, not the size of the update.
 """
 
+import json
 import random
 import time
 from collections import Counter
@@ -204,8 +205,6 @@ def save_update(update: Update, folder: Path) -> None:
 
 def load_update(folder: Path, rules: Rules, size: int) -> Update | None:
     """What `save_update` kept in `folder`, if it did."""
-    import json
-
     if not (folder / "rollouts.json").is_file():
         return None
     kept = json.loads((folder / "rollouts.json").read_text())

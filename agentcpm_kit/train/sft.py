@@ -19,7 +19,7 @@ from ..errors import KitError
 from ..files import write_atomic
 from ..profile import SFT, Profile
 from .data import IGNORED
-from .loading import in_length_groups, last_checkpoint, load_for_training, saves_memory, without_triton
+from .loading import in_length_groups, last_checkpoint, load_for_training, not_finite, saves_memory, without_triton
 from .retention import anchored
 
 SAVES = 10  # checkpoints of a run: a killed one loses a tenth of its work at most
@@ -134,10 +134,9 @@ def _watch(watchers: Watchers, tokenizer, work: Path):
     class Watch(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
-            for name in ("loss", "grad_norm"):
-                if not math.isfinite(logs.get(name, 0.0)):
-                    raise KitError(f"SFT stopped: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; lower "
-                                   f"sft.learning_rate. {_last_good(work, state.global_step, name)}")
+            if name := not_finite(logs):
+                raise KitError(f"SFT stopped: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; lower "
+                               f"sft.learning_rate. {_last_good(work, state.global_step, name)}")
             if "loss" in logs and watchers.on_step:
                 shown = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
                 watchers.on_step(state.global_step, state.max_steps, shown)
