@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -148,21 +149,21 @@ def test_settings_are_tried_once_and_measured_merged(monkeypatch, tmp_path, smok
     assert {f"{kind}{what}" for kind in ("", "linear: ", "by parts: ") for what in ("success", "general")} <= set(rows[0])
 
 
-def test_rl_trials_resume_and_draw(monkeypatch, tmp_path):
+def test_rl_trials_resume_and_draw(tmp_path):
     """Two trials of one step: rows with an outcome per task; again, nothing is left to do."""
-    import rl_trials
-
-    arguments = ["--steps", 1, "--tests", 3, "--seeds", 0, "--workers", 1, "--experiments", "losses", "--only", "grpo, noisy",
-                 "--out", tmp_path, "--work", tmp_path / "work"]
-    monkeypatch.setattr(sys, "argv", ["rl_trials", *map(str, arguments)])
-    assert rl_trials.main() == 0
+    options = ["--steps", 1, "--tests", 3, "--seeds", 0, "--workers", 1, "--experiments", "losses", "--only", "grpo, noisy",
+               "--out", tmp_path, "--work", tmp_path / "work"]
+    # a process of its own: the pool leaves a helper behind in the one that starts it, until that one ends
+    command = [sys.executable, repo_root() / "benchmarks/rl_trials.py", *map(str, options)]
+    subprocess.run(command, check=True, cwd=repo_root())
     text = (tmp_path / "rows.jsonl").read_text()
     start, trial = map(json.loads, text.splitlines())
     assert (start["trial"], trial["trial"], trial["loss"]) == ("before RL", "grpo, noisy", "grpo")
     assert len(trial["outcomes"]) == trial["n"] == 3
     assert trial["score"] == pytest.approx(trial["outcomes"].count("1") / 3, abs=1e-4)
     assert (tmp_path / "losses.png").stat().st_size < 100_000 and not list((tmp_path / "work").rglob("*.safetensors"))
-    assert rl_trials.main() == 0 and (tmp_path / "rows.jsonl").read_text() == text
+    subprocess.run(command, check=True, cwd=repo_root())
+    assert (tmp_path / "rows.jsonl").read_text() == text
 
 
 def test_the_map_has_every_source_alone_and_all_together():
