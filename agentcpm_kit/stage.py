@@ -199,6 +199,7 @@ class Stage:
         A smoke run is marked on the figure itself.
         """
         from matplotlib import pyplot
+        from PIL import Image
 
         if not self.profile.is_result:
             figure.text(0.5, 0.5, NOT_A_RESULT, fontsize=22, color="red", alpha=0.3, ha="center", va="center", rotation=20)
@@ -206,6 +207,7 @@ class Stage:
         path.parent.mkdir(parents=True, exist_ok=True)
         for dpi in (130, 100, 75, 50):
             figure.savefig(path, dpi=dpi, bbox_inches="tight")
+            Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the bytes
             if path.stat().st_size <= 100_000:
                 break
         pyplot.close(figure)  # else Jupyter shows it a second time at the end of the cell

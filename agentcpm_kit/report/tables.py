@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
-from ..evaluate.metrics import Estimate
+from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
@@ -108,18 +108,30 @@ def rollouts_table(_profile: str) -> str:
     return markdown_table(["who generates", "episodes/s", "tokens/s", "ours is faster by", "same answers"], rows)
 
 
-RL_COLUMNS = {"sft_merge_success": "SFT-Merge", "clean_success": "clean", "noisy_success": "noisy",
-              "denoised_success": "denoised", "clean_gain": "clean gain", "noise_harm": "noise harm",
-              "denoising_gain": "denoising gain"}
+RL_STARTS = {"SFT-Merge": ("sft_merge", ""), "SFT": ("sft", "_from_sft")}  # names of metrics: the start's, and arms' ending
+RL_PAIRS = {"clean gain": ("clean", "before"), "noise harm": ("clean", "noisy"), "denoising gain": ("denoised", "noisy")}
 
 
 def rl_table(profile: str) -> str:
-    """Markdown table of notebook 07, a row per seed and their mean: test tasks solved at temperature 1, and differences."""
+    """Markdown table of notebook 07, a row per start and seed, and means: test tasks solved at temperature 1, and differences."""
     stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "07_rl"]
-    combined = over_seeds(stages)["07_rl"]
-    rows = [(s.seed.removeprefix("seed"), *(f"{s.metrics[c]['value']:.2f}" for c in RL_COLUMNS)) for s in stages]
-    means = (f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in RL_COLUMNS)
-    return markdown_table(["seed", *RL_COLUMNS.values()], [*rows, ("mean", *means)])
+    rows = []
+    for start in RL_STARTS:
+        found = {s.seed.removeprefix("seed"): scores for s in stages if (scores := _rl_scores(s, start))}
+        rows += [(start, seed, *(f"{value:.2f}" for value in scores.values())) for seed, scores in found.items()]
+        columns = zip(*(scores.values() for scores in found.values()), strict=True)
+        rows.append((start, "mean", *(f"**{_short(mean(values))}**" for values in columns)))
+    return markdown_table(["from", "seed", "before", "clean", "noisy", "denoised", *RL_PAIRS], rows)
+
+
+def _rl_scores(stage: StageResult, start: str) -> dict[str, float]:
+    """What each arm of one run from `start` solves, and the differences; nothing if no arm was trained from there."""
+    before, ending = RL_STARTS[start]
+    names = {"before": before} | {arm: arm + ending for arm in ("clean", "noisy", "denoised")}
+    if f"{names['clean']}_success" not in stage.metrics:
+        return {}
+    scores = {arm: stage.metrics[f"{name}_success"]["value"] for arm, name in names.items()}
+    return scores | {pair: scores[after] - scores[other] for pair, (after, other) in RL_PAIRS.items()}
 
 
 def doses_table(_profile: str) -> str:
@@ -155,5 +167,5 @@ def trials_table(_profile: str) -> str:
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
-          "settings": settings_table, "doses": doses_table, "families": families_table, "costs": costs_table,
+          "settings": settings_table, "rl": rl_table, "doses": doses_table, "families": families_table, "costs": costs_table,
           "rollouts": rollouts_table}
