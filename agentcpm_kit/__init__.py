@@ -1,6 +1,8 @@
 """agentcpm-kit: rerun and question AgentCPM-Explore (arXiv 2602.06485), from two CPU cores to one GPU.
 
 The rooms follow the paper's pipeline: ``world`` -> ``agent`` -> ``train`` | ``evaluate`` -> ``report``.
+
+"The reference" is the paper's public code: github.com/OpenBMB/AgentCPM at 844c007, folder AgentCPM-Explore.
 """
 
 import os

@@ -9,7 +9,8 @@ figures are drawn from there. Trials run side by side, each on one thread, so th
 that was interrupted goes on from its last checkpoint.
 
 - dose: each source of noise alone and all together, at four doses, by two learning rates, undenoised and denoised
-- rules: all sources at the profile's dose, denoised by all rules but one, or with a rule more
+- rules: all sources at the profile's dose, denoised by all rules but one, or with a rule more; and two controls, since denoised
+  steps play more questions: without filling, and no rules with as many questions
 - published: the same rules with the defects of the paper's public code
 - losses: the five losses, clean and noisy, on rollouts that are one step old (on fresh ones they are the same)
 """
@@ -44,6 +45,7 @@ RATES = (1.0, 2.5)  # times the profile's learning rate; 2.5 is the step that en
 ARMS = {"undenoised": NO_RULES, "denoised": Rules()}
 KEPT = ("success", "reward", "entropy", "turns", "noise_share", "kl_to_start")  # of the last steps of training, on average
 LAST = 5
+MORE_QUESTIONS = 2.5  # times a step's questions: as many as a denoised step plays to fill its update
 MORE_RULES = {"and efficient_rewarding": {"efficient_rewarding": True}, "and reserve_limits 1": {"reserve_limits": 1},
               "balance_sample instead": {"balance_sample": True}, "and minimal_advantage 0": {"minimal_advantage": 0.0}}
 
@@ -74,6 +76,9 @@ def rule_trials(profile: Profile) -> Iterator[Trial]:
     switches = ("variance_gate", "drop_faults", "drop_short", "drop_limits", "cap_bad_steps")
     named = {"all rules": {}} | {f"without {s}": {s: False} for s in switches} | MORE_RULES
     yield Trial("rules", "no rule", profile.noise, NO_RULES)
+    more = {"questions_per_step": round(MORE_QUESTIONS * profile.rl.questions_per_step), "rows_per_update": 0}
+    yield Trial("rules", "no rule, more questions", profile.noise, NO_RULES, more)
+    yield Trial("rules", "all rules, not filled", profile.noise, Rules(), {"rows_per_update": 0})
     for name, values in named.items():
         yield Trial("rules", name, profile.noise, replace(Rules(), **values))
 

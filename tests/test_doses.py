@@ -44,6 +44,14 @@ def test_harm_and_what_denoising_returns_by_hand():
     assert not table.loc[0.1, "hurts"] and math.isnan(table.loc[0.1, "share"])
 
 
+def test_the_control_says_what_the_rules_do_to_clean_rewards():
+    """Without noise 0.6, with the rules 0.7: 0.1 that no denoising returned."""
+    rows = [*rows_of(0)[:2], row("none", 0.0, "denoised", bits(70))]
+    control = harms(rows).iloc[0]
+    assert (control.source, control.harm.value, control.hurts) == ("none", 0, False)
+    assert control.returned.value == pytest.approx(0.1) and first_harm(harms(rows_of(0))).source.tolist() == ["all"]
+
+
 def test_over_seeds_the_spread_comes_from_all_trials():
     """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05."""
     rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
@@ -67,7 +75,7 @@ def test_with_one_seed_intervals_are_over_tasks():
 
 def test_where_noise_begins_to_hurt():
     found = first_harm(harms(rows_of(0))).iloc[0]
-    assert found.source == "all" and found.hurts_from == 0.4 and found.harm_there == found.harm_at_most
+    assert found.source == "all" and found.hurts_from == 0.4 and found.harm_there == found.harm_at_highest_dose
     passing = first_harm(harms(rows_of(0, noisy=(30, 60)))).iloc[0]  # hurts at 0.1, not at 0.4: no dose from which on it hurts
     assert math.isnan(passing.hurts_from)
 

@@ -1,8 +1,8 @@
-"""Context refinement (claim 3 of the paper): what of a page the agent gets to see, given the purpose it stated.
+"""Context refinement (claim 5 of the paper): what of a page the agent gets to see, given the purpose it stated.
 
 `raw` shows all, `truncate` the first lines, `extract` the passages that BM25 finds nearest to the purpose. `summarise` has
 a language model write what matters, as the paper does, and `finetuned` one that was trained to (`train.summariser`).
-`oracle` shows the gold evidence alone: the ceiling. Rules as in the reference, section 6.1: pages are condensed one by
+`oracle` shows the gold evidence alone: the ceiling. Rules as in the reference: pages are condensed one by
 one; pages below `min_tokens` and purposes that ask for the full text are let through.
 """
 

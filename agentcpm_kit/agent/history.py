@@ -1,4 +1,4 @@
-"""The conversation of one episode, as messages and as tokens, and the resets that shorten it (reference, section 6.2).
+"""The conversation of one episode, as messages and as tokens, and the resets that shorten it (as in the reference).
 
 Tokens are appended as they were sampled. Only a reset, or dropping earlier thinking, renders messages again: that begins
 a new `Context`, in which nothing of the old turns is trained on a second time.

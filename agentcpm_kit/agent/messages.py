@@ -1,7 +1,7 @@
 """Messages in Qwen3/Hermes form: the prompt, reading tool calls, reading the answer.
 
 How contested input is read. Sources: vLLM 0.32 (its hermes parser, after the deepseek_r1 reasoning parser where there is
-thinking), Qwen3's chat template, and the reference's two parsers (reference_system section 3: train, eval). Where they
+thinking), Qwen3's chat template, and the reference's two parsers (one for training, one for evaluation). Where they
 agree, so do we; where not, each line says which way we go. `tests/test_messages.py` holds a table with vLLM's outcomes.
 
 Calls

@@ -1,6 +1,6 @@
 """A language model that condenses: pages against a purpose, and an agent's history before a reset.
 
-The paper's page summariser gets the page and the purpose, never the question (reference, section 6.1). Any engine can
+The paper's page summariser gets the page and the purpose, never the question (as in the reference). Any engine can
 write; prompts are text files in ``prompts/``, chosen by name, because a model of 1M parameters knows few words.
 """
 

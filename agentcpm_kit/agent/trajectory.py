@@ -37,7 +37,7 @@ class Step(BaseModel):
     calls: list[dict[str, Any]] = []
     errors: list[str] = []  # calls that could not be read
     results: list[str] = []
-    status: str = "completed"  # or tool_failed, format_error, repeat_error (reference, section 7)
+    status: str = "completed"  # or tool_failed, format_error, repeat_error (the reference's names)
     context: int = 0
     policy_version: int = 0  # in RL: how many steps the policy had learned when it sampled this turn
     tokens_generated: int = 0

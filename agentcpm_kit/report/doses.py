@@ -100,10 +100,11 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
     """A line per source, dose and learning rate: what noise costs the undenoised arm, what denoising returns, who collapses.
 
     `harm` is clean minus noisy, `returned` denoised minus noisy, `share` the second over the first where noise hurts for sure.
+    The source "none" is the control: what the rules do to clean rewards, which is no denoising.
     """
     frame, lines = trials(rows, "dose"), []
     spread = Spread.of(frame)
-    for (source, dose, rate), _ in frame[frame.dose > 0].groupby(["source", "dose", "rate"], sort=False):
+    for (source, dose, rate), _ in frame.groupby(["source", "dose", "rate"], sort=False):
         clean = cell(frame, source, 0.0, rate, "undenoised")
         noisy, denoised = (cell(frame, source, dose, rate, arm) for arm in ("undenoised", "denoised"))
         if min(map(len, (clean, noisy, denoised))) == 0:
@@ -120,11 +121,12 @@ def first_harm(table: pd.DataFrame) -> pd.DataFrame:
     """By source and learning rate: the lowest dose at which, and at all higher ones, noise hurts (interval above 0), the harm
     there and at the highest dose."""
     found = []
-    for (source, rate), lines in table.groupby(["source", "rate"], sort=False):
+    for (source, rate), lines in table[table.dose > 0].groupby(["source", "rate"], sort=False):
         lines = lines.sort_values("dose", ascending=False)
         hurting = lines[lines.hurts.cumprod().astype(bool)]
         found.append({"source": source, "rate": rate, "hurts_from": hurting.dose.min() if len(hurting) else math.nan,
-                      "harm_there": str(hurting.harm.iloc[-1]) if len(hurting) else "", "harm_at_most": str(lines.harm.iloc[0])})
+                      "harm_there": str(hurting.harm.iloc[-1]) if len(hurting) else "",
+                      "harm_at_highest_dose": str(lines.harm.iloc[0])})
     return pd.DataFrame(found)
 
 
@@ -148,8 +150,8 @@ def draw_map(rows: Sequence[dict], rate: float):
             cells = [(x, c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
             points = [(x + 0.12 * (j - 0.5), score(c, spread)) for x, c in cells]
             arms = list(zip(*(interval(p.fields()) for _, p in points), strict=True))
-            axes.errorbar([x for x, _ in points], [p.value for _, p in points], yerr=arms, color=COLOURS[j], marker=MARKS[j],
-                          markersize=4, capsize=2, label=arm)
+            axes.errorbar([x for x, _ in points], [p.value for _, p in points], yerr=arms, color=COLOURS[j + 1],
+                          marker=MARKS[j + 1], markersize=4, capsize=2, label=arm)
             lost = [(x, p.value) for (x, p), (_, c) in zip(points, cells, strict=True) if c.collapsed.any()]
             axes.plot([x for x, _ in lost], [y for _, y in lost], "x", color="black", markersize=9)
         axes.axhline(frame.start.mean(), color="grey", linestyle="--", linewidth=1)

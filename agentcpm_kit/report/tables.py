@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 
 from ..evaluate.metrics import Estimate, mean
@@ -26,10 +26,10 @@ def claims_table(profile: str) -> str:
     """Markdown table of the committed reference runs: over seeds, where several were kept."""
     metrics = over_seeds(finished_stages(reference_folder(profile)))
     rows = []
-    for claim in judge_claims(lambda name: metrics.get(name, {})):
+    for number, claim in enumerate(judge_claims(lambda name: metrics.get(name, {})), 1):
         measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
-        rows.append((claim["claim"], claim["paper"], measured or "-", f"**{claim['verdict']}**"))
-    return markdown_table(["claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
+        rows.append((number, claim["claim"], claim["paper"], measured or "-", f"**{claim['verdict']}**"))
+    return markdown_table(["", "claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
 
 
 def _merges(profile: str) -> list[StageResult]:
@@ -135,17 +135,23 @@ def _rl_scores(stage: StageResult, start: str) -> dict[str, float]:
 
 
 def doses_table(_profile: str) -> str:
-    """Markdown table of benchmarks/rl_trials.py: each source at the profile's dose and at its highest, by learning rate."""
+    """Markdown table of benchmarks/rl_trials.py: each source at the profile's dose and at its highest, by learning rate.
+
+    The source "none" is the control: what the rules alone add to clean rewards.
+    """
     found = harms(read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl"))
     begins = first_harm(found).set_index(["source", "rate"]).hurts_from
     rows = []
     for (source, rate), lines in found.groupby(["source", "rate"], sort=False):
         cells = [_short(lines[lines.dose == dose].iloc[0][what]) if any(lines.dose == dose) else "-"
                  for dose in (0.2, 0.8) for what in ("harm", "returned")]
-        start, lost = begins[source, rate], f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
+        if source == "none":
+            cells[1] = f"{_short(lines.iloc[0].returned)} (the rules alone)"
+        start = begins.get((source, rate), nan)
+        lost = f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
         rows.append((source.replace("_", " "), f"{rate:g} x", "-" if isnan(start) else f"{start:g}", *cells, lost))
     return markdown_table(["source", "learning rate", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
-                           "denoising returns", "runs collapsed, undenoised / denoised"], rows)
+                           "denoising returns", "runs collapsed over all doses, undenoised / denoised"], rows)
 
 
 def _short(estimate: Estimate) -> str:

@@ -1,9 +1,9 @@
-"""Advantages of rollouts and of their steps (reference_system, section 10): leave-one-out, sign clip, caps of bad steps."""
+"""Advantages of rollouts and of their steps (the reference's `convert.py`): leave-one-out, sign clip, caps of bad steps."""
 
 from collections.abc import Sequence
 
 CAPPED_STEPS = ("format_error", "repeat_error")  # these never gain from a positive advantage
-UNTRAINED = "failed"  # a turn that was cut at `max_new_tokens`: nothing is learned from it (section 7)
+UNTRAINED = "failed"  # a turn that was cut at `max_new_tokens`: nothing is learned from it
 
 
 def leave_one_out(scores: Sequence[float]) -> list[float]:

@@ -1,10 +1,10 @@
 """Denoising the reward of a group of rollouts (claim 4 of the paper), one rule at a time.
 
-The rules are those of the reference's code (reference_system, section 9), each a function of the group that returns the
+The rules are those of the reference's code (`_rewarding.py`), each a function of the group that returns the
 positions it drops, each with its own switch in `Rules`. What is corrected by default: what is dropped leaves the baseline,
 a fault of tool, engine or judge is "no reward", never 0, and the rank shift reaches the advantages. ``as_published=True``
-brings back the reference's behaviour: its gate looks at all scores before anything is dropped, dropped rollouts still lower
-the baseline of the others, a judge's outage counts as a wrong answer, and the rank shift has no effect.
+brings back the reference's behaviour: its gate looks at all scores before anything is dropped, dropped rollouts still count
+in the baseline of the others, a judge's outage counts as a wrong answer, and the rank shift has no effect.
 
 Where a rule keeps a random few, the draw depends on the rollouts' keys and on `Rules.seed`, not on their order.
 """
@@ -38,7 +38,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Rules:
-    """Switches of section 9, and of the advantages (section 10). Numbers are the reference's defaults; so are the switches,
+    """Switches of the rules, and of the advantages. Numbers are the reference's defaults; so are the switches,
     but for `balance_sample`, which is on in the reference and there turns off those that follow it.
     """
 

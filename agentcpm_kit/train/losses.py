@@ -1,6 +1,6 @@
 """Policy-gradient losses as pure functions of log-probs, behaviour log-probs, advantages and mask, all of shape [B, T].
 
-Notation of reference_system, section 11: l_t is the policy's log-prob of a sampled token, l'_t that of the policy which
+Notation: l_t is the policy's log-prob of a sampled token, l'_t that of the policy which
 sampled it, rho_t = exp(l_t - l'_t), A_t its advantage, m_t 1 where it is learned from, sg the stop-gradient.
 eps = 0.2, eps_h = 0.1 and kappa = 4 are the reference's. Every loss is minimised, and at rho = 1 each one's gradient with
 respect to l_t is -A_t: plain policy gradient. They differ in what happens once the policy has moved on.
@@ -15,7 +15,7 @@ EPS, EPS_HIGH = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Staleness:
-    """How far the policy may have moved from the one that sampled before a token is left out (reference, section 11)."""
+    """How far the policy may have moved from the one that sampled before a token is left out (the reference's `arl.py`)."""
 
     kappa: float = 4.0  # `importance_weight_cap_ratio`
     strict: bool = False  # `strict_in_bound`: the clip's own bounds, [0.8, 1.3], whatever kappa
@@ -53,7 +53,7 @@ def gspo(logp, behaviour, advantages, mask):
 
     s = exp(sum m (l - l') / sum m) per row; rho_t is replaced by sg(s) exp(l_t - sg(l_t)), whose value is s and whose
     gradient reaches l_t. The reference writes l_t / sg(l_t) in place of the exponential: a log-prob is negative, so that
-    its gradient has the wrong sign (section 17).
+    its gradient has the wrong sign.
     """
     mean_gap = ((logp - behaviour) * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return _clipped(mean_gap.exp().detach() * (logp - logp.detach()).exp(), advantages)

@@ -1,7 +1,7 @@
 """Models of reward noise, seeded, each with its own dial from 0 to 1 (`profile.Noise`): the share hit of those it can hit.
 
 All are our assumption: the paper's own taxonomy of noise is unpublished, and these are the ways in which a reward can go
-wrong that its public code filters (facts, section 3.2).
+wrong that its public code filters.
 
 - `tool_outage`: in this share of the episodes every tool call fails (see `world.faults.FaultPlan`)
 - `judge_outage`: this share of finished episodes gets no verdict

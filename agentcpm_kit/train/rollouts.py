@@ -3,7 +3,7 @@
 Data flows one way: tasks -> trajectories -> (noise) rewards -> `denoise_group` -> advantages of tokens. `Update` holds all of
 it for one step, whichever trainer takes it.
 
-As in the reference (section 13), rollouts go on until there are enough rows for an update (`rows_per_update`): rules that drop
+As in the reference, rollouts go on until there are enough rows for an update (`rows_per_update`): rules that drop
 rollouts, and groups without spread, cost time, not the size of the update.
 """
 
@@ -42,7 +42,7 @@ class Arm:
 def arms(noise: Noise) -> dict[str, Arm]:
     """Clean rewards, noisy rewards taken as they come (a fault is a 0), and the same noisy rewards denoised.
 
-    Every rule that the paper's code filters rewards by is off in the first two (facts, section 3.2), caps of bad steps
+    Every rule that the paper's code filters rewards by is off in the first two, caps of bad steps
     included.
     """
     return {"clean": Arm("clean", CLEAN, NO_RULES), "noisy": Arm("noisy", noise, NO_RULES),
