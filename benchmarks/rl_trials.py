@@ -18,8 +18,10 @@ that was interrupted goes on from its last checkpoint.
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -176,11 +178,23 @@ def work_list(options, profile: Profile) -> list[tuple[Trial | None, int]]:
     return starts + [(t, seed) for seed in options.seeds for t in trials if (t.experiment, t.name, seed) not in done]
 
 
+def end_with_parent() -> None:
+    """Let a worker end when the process that started it is killed: nobody would keep what it goes on to compute."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> int:
     """Run trials, `options.workers` at once, and append each row as it comes; how many of them failed."""
     began, failed = time.time(), 0
     common = (options.model, profile, options.tests)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+    with pool:
         jobs = [pool.submit(run_trial, trial, seed, *common, options.work) if trial else
                 pool.submit(start_row, seed, *common) for trial, seed in todo]
         for count, job in enumerate(as_completed(jobs), 1):
