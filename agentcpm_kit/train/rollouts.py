@@ -78,10 +78,15 @@ class Update:
         """Whether anything is learned from rollout `i`."""
         return any(self.groups[i // self.group_size].step_advantages[i % self.group_size])
 
+    @property
+    def active(self) -> list[int]:
+        """The rollouts that something is learned from."""
+        return [i for i in range(len(self.trajectories)) if self.is_active(i)]
+
     def rows(self, count: int, wanted: int) -> list[int]:
         """`count` rollouts for the trainer: the active ones of the first `count`, more from later rounds up to `wanted`, and
         idle ones to fill up."""
-        active = [i for i in range(len(self.trajectories)) if self.is_active(i)]
+        active = self.active
         first = sum(i < count for i in active)
         chosen = active[: min(count, max(first, wanted))]
         idle = [i for i in range(count) if not self.is_active(i)]
@@ -109,7 +114,7 @@ class Update:
                 "fault_share": sum(t is None for t in self.truth) / count,
                 "noise_share": sum(map(self.is_noise, everyone)) / count,
                 "turns": sum(t.turns for t in self.trajectories) / count,
-                "rollouts": count, "active": sum(map(self.is_active, everyone)),
+                "rollouts": count, "active": len(self.active),
                 "dropped": dict(Counter(rule for i in everyone if (rule := self.dropped(i)))),
                 "end_reasons": dict(Counter(t.end_reason.value for t in self.trajectories))}
 
@@ -140,7 +145,7 @@ def fill(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed: in
     """Roll out the questions of `step` out of all of a run's, and further ones until enough rollouts are active."""
     rl, updates = profile.rl, []
     for number in range(ROUNDS):
-        if number and sum(u.is_active(i) for u in updates for i in range(len(u.trajectories))) >= rl.rows_per_update:
+        if number and sum(len(u.active) for u in updates) >= rl.rows_per_update:
             break
         first = (number * rl.steps + step) * rl.questions_per_step
         questions = repeated(tasks[first: first + rl.questions_per_step], rl.group_size)
