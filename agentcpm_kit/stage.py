@@ -198,19 +198,11 @@ class Stage:
 
         A smoke run is marked on the figure itself.
         """
-        from matplotlib import pyplot
-        from PIL import Image
+        from .report.figures import save_figure
 
         if not self.profile.is_result:
             figure.text(0.5, 0.5, NOT_A_RESULT, fontsize=22, color="red", alpha=0.3, ha="center", va="center", rotation=20)
-        path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for dpi in (130, 100, 75, 50):
-            figure.savefig(path, dpi=dpi, bbox_inches="tight")
-            Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the bytes
-            if path.stat().st_size <= 100_000:
-                break
-        pyplot.close(figure)  # else Jupyter shows it a second time at the end of the cell
+        path = save_figure(figure, self.folder / "figures" / f"{name}.png")
         captions = path.parent / "captions.json"
         known = json.loads(captions.read_text()) if captions.is_file() else {}
         write_json(captions, known | {name: caption})

@@ -211,13 +211,14 @@ def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> 
 
 def draw_all(rows: list[dict], out: Path) -> None:
     from agentcpm_kit.report.doses import draw_map, draw_trials
+    from agentcpm_kit.report.figures import save_figure
 
     known = {row["experiment"] for row in rows}
     if "dose" in known:
         for rate in {row["rate"] for row in rows if row["experiment"] == "dose"}:
-            draw_map(rows, rate).savefig(out / f"dose-{rate:g}x.png", dpi=75)
+            save_figure(draw_map(rows, rate), out / f"dose-{rate:g}x.png")
     for name in known - {"dose", "start"}:
-        draw_trials(rows, name).savefig(out / f"{name}.png", dpi=90)
+        save_figure(draw_trials(rows, name), out / f"{name}.png")
 
 
 def main() -> int:

@@ -148,7 +148,7 @@ def show(result: dict) -> None:
 
 def draw(result: dict, path: Path) -> None:
     """Speeds, and where the kit's time goes."""
-    from agentcpm_kit.report.figures import COLOURS, new_figure
+    from agentcpm_kit.report.figures import COLOURS, new_figure, save_figure
 
     figure, (left, right) = new_figure(2, figsize=(9.6, 3.2))
     rows = [r for r in result["rows"] if r["arm"] != "raw"]
@@ -165,8 +165,7 @@ def draw(result: dict, path: Path) -> None:
     right.bar_label(bars, [f"{100 * p['share']:.1f}" for p in parts], padding=3)
     right.set(xlabel="share of the kit's time (%)")
     right.margins(x=0.12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def _scores(prefix: str, model: Path, profile: Profile, tasks: list, items: list
 
 def draw(rows: list[dict], path: Path) -> None:
     """What each setting makes of agent and memory, as is and merged."""
-    from agentcpm_kit.report.figures import COLOURS, MARKS, new_figure
+    from agentcpm_kit.report.figures import COLOURS, MARKS, new_figure, save_figure
 
     figure, panels = new_figure(2, sharey=True, figsize=(8.6, 0.8 + 0.36 * len(rows)))
     ways = {"": "as is", "linear: ": "merged linearly, weight 0.9", "by parts: ": "merged by parts"}
@@ -87,7 +87,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.set(xlabel=label)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=3, loc="outside upper center", fontsize=9)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def main() -> int:

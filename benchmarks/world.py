@@ -45,7 +45,7 @@ def measure(pages: int, language: str) -> dict:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Three panels that share the axis of pages, both axes logarithmic."""
-    from agentcpm_kit.report.figures import COLOURS, new_figure
+    from agentcpm_kit.report.figures import COLOURS, new_figure, save_figure
 
     figure, panels = new_figure(3, figsize=(9, 2.8))
     units = {"build_s": "time to build (s)", "peak_mb": "peak memory (MB)", "query_median_ms": "median query (ms)"}
@@ -55,8 +55,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.plot(100_000, limits[key], "v", color=COLOURS[1], label="limit at 100,000 pages")
         axes.set(xlabel="pages", ylabel=label)
     panels[1].legend(fontsize=7, loc="upper left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def main() -> None:

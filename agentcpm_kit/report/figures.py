@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+MOST_BYTES = 100_000
 STYLE = {"figure.figsize": (6.4, 3.4), "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.25, "font.size": 10, "axes.axisbelow": True, "legend.frameon": False}
 # Dark to light in grey print, apart for colour-blind readers (Okabe and Ito).
@@ -22,6 +24,21 @@ def new_figure(columns: int = 1, **options):
         width = 6.4 if columns == 1 else min(12.0, 4.6 * columns)
         options.setdefault("figsize", (width, 3.4))
         return pyplot.subplots(1, columns, **options, layout="constrained")
+
+
+def save_figure(figure, path: Path) -> Path:
+    """Save as PNG with a palette (a third of the bytes), as finely as `MOST_BYTES` allows, and close the figure."""
+    from matplotlib import pyplot
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for dpi in (130, 100, 75, 50):
+        figure.savefig(path, dpi=dpi, bbox_inches="tight")
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            break
+    pyplot.close(figure)  # else Jupyter shows it a second time at the end of the cell
+    return path
 
 
 def interval(metric: dict) -> tuple[float, float]:

@@ -26,9 +26,8 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
 
     Checkpoints (weights, optimiser, RNG, position in the data, rollouts under way) go to ``<out>-trainer`` and are taken up
     again. `evaluate` is called with the policy, at the temperature of training, every `eval_every` steps; its value is logged
-    as ``validation``. A run
-    whose policy has collapsed stops there and says so, on the terminal and as ``stopped`` of its last row; the policy is
-    saved as it is.
+    as ``validation``. A run whose policy has collapsed stops there and says so, on the terminal and as ``stopped`` of its
+    last row; the policy is saved as it is.
 
     Raises:
         KitError: the loss is no number, too few tasks, or the profile's engine or context policy is none for RL.

@@ -42,8 +42,7 @@ class Arm:
 def arms(noise: Noise) -> dict[str, Arm]:
     """Clean rewards, noisy rewards taken as they come (a fault is a 0), and the same noisy rewards denoised.
 
-    Every rule that the paper's code filters rewards by is off in the first two, caps of bad steps
-    included.
+    Every rule that the paper's code filters rewards by is off in the first two, caps of bad steps included.
     """
     return {"clean": Arm("clean", CLEAN, NO_RULES), "noisy": Arm("noisy", noise, NO_RULES),
             "denoised": Arm("denoised", noise, Rules())}
