@@ -11,6 +11,7 @@ that was interrupted goes on from its last checkpoint.
 - dose: each source of noise alone and all together, at four doses, by two learning rates, undenoised and denoised
 - rules: all sources at the profile's dose, denoised by all rules but one, or with a rule more; and two controls, since denoised
   steps play more questions: without filling, and no rules with as many questions
+- collapse: the same controls at the larger learning rate, where noise breaks RL
 - published: the same rules with the defects of the paper's public code
 - losses: the five losses, clean and noisy, on rollouts that are one step old (on fresh ones they are the same)
 """
@@ -76,13 +77,22 @@ def dose_trials(profile: Profile) -> Iterator[Trial]:
 
 def rule_trials(profile: Profile) -> Iterator[Trial]:
     switches = ("variance_gate", "drop_faults", "drop_short", "drop_limits", "cap_bad_steps")
-    named = {"all rules": {}} | {f"without {s}": {s: False} for s in switches} | MORE_RULES
-    yield Trial("rules", "no rule", profile.noise, NO_RULES)
-    more = {"questions_per_step": round(MORE_QUESTIONS * profile.rl.questions_per_step), "rows_per_update": 0}
-    yield Trial("rules", "no rule, more questions", profile.noise, NO_RULES, more)
-    yield Trial("rules", "all rules, not filled", profile.noise, Rules(), {"rows_per_update": 0})
-    for name, values in named.items():
+    yield from controls("rules", profile)
+    for name, values in ({f"without {s}": {s: False} for s in switches} | MORE_RULES).items():
         yield Trial("rules", name, profile.noise, replace(Rules(), **values))
+
+
+def collapse_trials(profile: Profile) -> Iterator[Trial]:
+    yield from controls("collapse", profile, learning_rate=RATES[-1] * profile.rl.learning_rate)
+
+
+def controls(experiment: str, profile: Profile, **changes) -> Iterator[Trial]:
+    """With and without rules, each with the questions of the profile's steps alone and with as many as filling takes."""
+    more = {"questions_per_step": round(MORE_QUESTIONS * profile.rl.questions_per_step), "rows_per_update": 0}
+    named = {"no rule": (NO_RULES, {}), "no rule, more questions": (NO_RULES, more),
+             "all rules, not filled": (Rules(), {"rows_per_update": 0}), "all rules": (Rules(), {})}
+    for name, (rules, others) in named.items():
+        yield Trial(experiment, name, profile.noise, rules, changes | others)
 
 
 def published_trials(profile: Profile) -> Iterator[Trial]:
@@ -100,7 +110,7 @@ def loss_trials(profile: Profile) -> Iterator[Trial]:
             yield Trial("losses", f"{loss}, {name}", arm.noise, arm.rules, changes, {"loss": loss, "arm": name})
 
 
-EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "published": published_trials, "losses": loss_trials}
+EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "collapse": collapse_trials, "published": published_trials, "losses": loss_trials}
 
 
 def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int, work: Path) -> dict:

@@ -1,10 +1,10 @@
 """Reads and draws the trials of ``benchmarks/rl_trials.py``: what reward noise costs RL, and what denoising returns.
 
-Differences are paired: the same questions, sampling and test tasks in both trials of a seed. Where every trial has several
-seeds, intervals are over seeds, with the spread between runs estimated from all trials of an experiment together (analysis of
-variance: trial + seed + spread), since a few seeds of one trial alone say little about it. With one seed they are over tasks,
-and say nothing about other seeds. They are not corrected for how many there are: of a hundred cells without any effect, two
-or three lie surely below 0.
+Differences are paired: the same questions, sampling and test tasks in both trials of a seed. Where two trials share several
+seeds, intervals are over seeds, with the spread between runs estimated from all trials of an experiment that have every seed
+(analysis of variance: trial + seed + spread), since a few seeds of one trial alone say little about it; in the map by learning
+rate, since runs spread more at the larger one. With one seed they are over tasks, and say nothing about other seeds. They are
+not corrected for how many there are: of a hundred cells without any effect, two or three lie surely below 0.
 """
 
 import math
@@ -84,7 +84,7 @@ def gain(trial: pd.DataFrame, spread: Spread) -> Estimate:
 
 def baseline(experiment: str, trial: str) -> str:
     """The trial of an experiment that another one is compared with: it differs in the one thing that is asked about."""
-    if experiment == "rules":
+    if experiment in ("rules", "collapse"):
         return "all rules"
     first, _, last = trial.rpartition(", ")
     return f"{first}, corrected" if experiment == "published" else f"grpo, {last}"
@@ -103,12 +103,13 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
     The source "none" is the control: what the rules do to clean rewards, which is no denoising.
     """
     frame, lines = trials(rows, "dose"), []
-    spread = Spread.of(frame)
+    spreads = {rate: Spread.of(cells) for rate, cells in frame.groupby("rate")}
     for (source, dose, rate), _ in frame.groupby(["source", "dose", "rate"], sort=False):
         clean = cell(frame, source, 0.0, rate, "undenoised")
         noisy, denoised = (cell(frame, source, dose, rate, arm) for arm in ("undenoised", "denoised"))
         if min(map(len, (clean, noisy, denoised))) == 0:
             continue
+        spread = spreads[rate]
         harm, returned = difference(clean, noisy, spread), difference(denoised, noisy, spread)
         lines.append({"source": source, "dose": dose, "rate": rate, "noisy": score(noisy, spread),
                       "denoised": score(denoised, spread), "harm": harm, "returned": returned, "hurts": harm.ci_low > 0,
@@ -140,7 +141,7 @@ def draw_map(rows: Sequence[dict], rate: float):
     from .figures import COLOURS, MARKS, STYLE, interval
 
     frame = trials(rows, "dose")
-    spread = Spread.of(frame)
+    spread = Spread.of(frame[frame.rate == rate])
     sources = list(dict.fromkeys(frame.source[frame.dose > 0]))
     doses = sorted(frame.dose.unique())
     with pyplot.rc_context(STYLE):
@@ -179,6 +180,8 @@ def draw_trials(rows: Sequence[dict], experiment: str):
     arms = list(zip(*(interval(p.fields()) for p in found), strict=True))
     axes.errorbar([p.value for p in found], range(len(names)), xerr=arms, fmt="o", color=COLOURS[0], capsize=3)
     axes.axvline(0, color="grey", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(names)), [f"{name}\n- {baseline(experiment, name)}" for name in names], fontsize=8)
+    seeds = [f", {count} seeds" if (count := len(by_name[name])) > 1 else "" for name in names]
+    labels = [f"{name}\n- {baseline(experiment, name)}{told}" for name, told in zip(names, seeds, strict=True)]
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.set_xlabel("difference in test tasks solved after RL")
     return figure

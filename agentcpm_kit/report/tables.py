@@ -149,8 +149,9 @@ def doses_table(_profile: str) -> str:
             cells[1] = f"{_short(lines.iloc[0].returned)} (the rules alone)"
         start = begins.get((source, rate), nan)
         lost = f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
-        rows.append((source.replace("_", " "), f"{rate:g} x", "-" if isnan(start) else f"{start:g}", *cells, lost))
-    return markdown_table(["source", "learning rate", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
+        begin = "-" if isnan(start) else f"{start:g}"
+        rows.append((source.replace("_", " "), f"{rate:g} x", lines.seeds.min(), begin, *cells, lost))
+    return markdown_table(["source", "learning rate", "seeds", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
                            "denoising returns", "runs collapsed over all doses, undenoised / denoised"], rows)
 
 
@@ -162,14 +163,14 @@ def trials_table(_profile: str) -> str:
     """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
     found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
     rows = []
-    for experiment in sorted({r["experiment"] for r in found} - {"start", "dose"}, key=["rules", "published", "losses"].index):
+    for experiment in sorted({r["experiment"] for r in found} - {"start", "dose"}, key=["rules", "collapse", "published", "losses"].index):
         frame = trials(found, experiment)
         spread, by_name = Spread.of(frame), dict(tuple(frame.groupby("trial", sort=False)))
         for name, lines in by_name.items():
             other = baseline(experiment, name)
             against = "" if other == name else f"{_short(difference(lines, by_name[other], spread))} (- {other})"
-            rows.append((experiment, name, _short(score(lines, spread)), _short(gain(lines, spread)), against))
-    return markdown_table(["experiment", "trial", "tasks solved", "gain over the start", "difference"], rows)
+            rows.append((experiment, name, len(lines), _short(score(lines, spread)), _short(gain(lines, spread)), against))
+    return markdown_table(["experiment", "trial", "seeds", "tasks solved", "gain over the start", "difference"], rows)
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
