@@ -110,7 +110,8 @@ def loss_trials(profile: Profile) -> Iterator[Trial]:
             yield Trial("losses", f"{loss}, {name}", arm.noise, arm.rules, changes, {"loss": loss, "arm": name})
 
 
-EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "collapse": collapse_trials, "published": published_trials, "losses": loss_trials}
+EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "collapse": collapse_trials, "published": published_trials,
+               "losses": loss_trials}
 
 
 def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int, work: Path) -> dict:

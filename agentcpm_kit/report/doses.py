@@ -165,11 +165,14 @@ def draw_map(rows: Sequence[dict], rate: float):
     panels.flat[0].set_ylim(bottom=0)
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, loc="outside upper center")
+    pyplot.close(figure)  # a cell shows it by naming it, and once
     return figure
 
 
 def draw_trials(rows: Sequence[dict], experiment: str):
     """Each trial's score after RL minus that of the one it is compared with (`baseline`), paired, with 95% intervals."""
+    from matplotlib import pyplot
+
     from .figures import COLOURS, interval, new_figure
 
     frame = trials(rows, experiment)
@@ -184,4 +187,5 @@ def draw_trials(rows: Sequence[dict], experiment: str):
     labels = [f"{name}\n- {baseline(experiment, name)}{told}" for name, told in zip(names, seeds, strict=True)]
     axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.set_xlabel("difference in test tasks solved after RL")
+    pyplot.close(figure)
     return figure

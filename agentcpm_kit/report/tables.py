@@ -162,8 +162,8 @@ def _short(estimate: Estimate) -> str:
 def trials_table(_profile: str) -> str:
     """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
     found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
-    rows = []
-    for experiment in sorted({r["experiment"] for r in found} - {"start", "dose"}, key=["rules", "collapse", "published", "losses"].index):
+    known, rows = {r["experiment"] for r in found}, []
+    for experiment in [e for e in ("rules", "collapse", "published", "losses") if e in known]:
         frame = trials(found, experiment)
         spread, by_name = Spread.of(frame), dict(tuple(frame.groupby("trial", sort=False)))
         for name, lines in by_name.items():
@@ -174,5 +174,5 @@ def trials_table(_profile: str) -> str:
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
-          "settings": settings_table, "rl": rl_table, "doses": doses_table, "families": families_table, "costs": costs_table,
-          "rollouts": rollouts_table}
+          "settings": settings_table, "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
+          "costs": costs_table, "rollouts": rollouts_table}
