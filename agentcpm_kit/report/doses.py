@@ -186,6 +186,7 @@ def draw_trials(rows: Sequence[dict], experiment: str):
     seeds = [f", {count} seeds" if (count := len(by_name[name])) > 1 else "" for name in names]
     labels = [f"{name}\n- {baseline(experiment, name)}{told}" for name, told in zip(names, seeds, strict=True)]
     axes.set_yticks(range(len(names)), labels, fontsize=8)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("difference in test tasks solved after RL")
     pyplot.close(figure)
     return figure
