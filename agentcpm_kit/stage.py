@@ -194,7 +194,7 @@ class Stage:
         self.metric(name, **estimate.fields(), unit=unit)
 
     def figure(self, figure, name: str, caption: str) -> Path:
-        """Save figures/<name>.png (at most 100 kB) with its caption, and close it: a cell shows it by naming it.
+        """Save figures/<name>.png (at most 100 kB) with its caption; a cell shows it by naming it.
 
         A smoke run is marked on the figure itself.
         """

@@ -136,16 +136,13 @@ def draw_map(rows: Sequence[dict], rate: float):
 
     Returns the figure. Means over seeds with 95% intervals; the dashed line is the model before RL.
     """
-    from matplotlib import pyplot
-
-    from .figures import COLOURS, MARKS, STYLE, interval
+    from .figures import COLOURS, MARKS, interval, new_figure
 
     frame = trials(rows, "dose")
     spread = Spread.of(frame[frame.rate == rate])
     sources = list(dict.fromkeys(frame.source[frame.dose > 0]))
     doses = sorted(frame.dose.unique())
-    with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(3, 3, figsize=(9.6, 8.0), sharex=True, sharey=True, layout="constrained")
+    figure, panels = new_figure(3, rows=3, figsize=(9.6, 8.0), sharex=True, sharey=True)
     for axes, source in zip(panels.flat, sources, strict=False):
         for j, arm in enumerate(("undenoised", "denoised")):
             cells = [(x, c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
@@ -165,14 +162,11 @@ def draw_map(rows: Sequence[dict], rate: float):
     panels.flat[0].set_ylim(bottom=0)
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, loc="outside upper center")
-    pyplot.close(figure)  # a cell shows it by naming it, and once
     return figure
 
 
 def draw_trials(rows: Sequence[dict], experiment: str):
     """Each trial's score after RL minus that of the one it is compared with (`baseline`), paired, with 95% intervals."""
-    from matplotlib import pyplot
-
     from .figures import COLOURS, interval, new_figure
 
     frame = trials(rows, experiment)
@@ -188,5 +182,4 @@ def draw_trials(rows: Sequence[dict], experiment: str):
     axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("difference in test tasks solved after RL")
-    pyplot.close(figure)
     return figure

@@ -12,8 +12,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKS = ["o", "s", "^", "D", "v", "P"]
 
 
-def new_figure(columns: int = 1, **options):
-    """A figure and its axes in the kit's style; nothing is drawn on a screen."""
+def new_figure(columns: int = 1, rows: int = 1, **options):
+    """A figure and its axes in the kit's style; nothing is drawn on a screen, and a cell shows it by naming it."""
     import matplotlib
 
     if matplotlib.get_backend().lower() not in ("agg", "inline") and "inline" not in matplotlib.get_backend():
@@ -23,12 +23,13 @@ def new_figure(columns: int = 1, **options):
     with pyplot.rc_context(STYLE):
         width = 6.4 if columns == 1 else min(12.0, 4.6 * columns)
         options.setdefault("figsize", (width, 3.4))
-        return pyplot.subplots(1, columns, **options, layout="constrained")
+        figure, axes = pyplot.subplots(rows, columns, **options, layout="constrained")
+    pyplot.close(figure)  # pyplot forgets it: else Jupyter shows it a second time at the end of the cell
+    return figure, axes
 
 
 def save_figure(figure, path: Path) -> Path:
-    """Save as PNG with a palette (a third of the bytes), as finely as `MOST_BYTES` allows, and close the figure."""
-    from matplotlib import pyplot
+    """Save as PNG with a palette (a third of the bytes), as finely as `MOST_BYTES` allows."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,6 @@ def save_figure(figure, path: Path) -> Path:
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
         if path.stat().st_size <= MOST_BYTES:
             break
-    pyplot.close(figure)  # else Jupyter shows it a second time at the end of the cell
     return path
 
 
