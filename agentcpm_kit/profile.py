@@ -223,7 +223,7 @@ class RL(Section):
     save_every: PositiveInt  # steps between checkpoints: at most so much work is lost to a kill
     validation_tasks: PositiveInt
     kl_rollouts: NonNegativeInt = 16  # of each step, to measure the distance to the start; 0: not at all, and no second model
-    patience: PositiveInt = 5  # steps without any reward, or without entropy, after which a run stops as collapsed
+    patience: PositiveInt = 5  # steps with the same sign of collapse (`train/rl_watch.py`) after which a run stops
     least_entropy: NonNegativeFloat = 0.001  # nats per token: below, a policy tries nothing any more
 
 

@@ -6,14 +6,7 @@
 Every trial trains the shipped merge on the questions of its seed with the profile's settings but for what its name says,
 and plays the test tasks at the temperature of training. One line each in ``rows.jsonl``, with the outcome of every task;
 figures are drawn from there. Trials run side by side, each on one thread, so that a trial repeats itself bit for bit; one
-that was interrupted goes on from its last checkpoint.
-
-- dose: each source of noise alone and all together, at four doses, by two learning rates, undenoised and denoised
-- rules: all sources at the profile's dose, denoised by all rules but one, or with a rule more; and two controls, since denoised
-  steps play more questions: without filling, and no rules with as many questions
-- collapse: the same controls at the larger learning rate, where noise breaks RL
-- published: the same rules with the defects of the paper's public code
-- losses: the five losses, clean and noisy, on rollouts that are one step old (on fresh ones they are the same)
+that was interrupted goes on from its last checkpoint. ``rl_experiments.py`` says what is compared.
 """
 
 import argparse
@@ -24,94 +17,23 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
-from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
+
+from rl_experiments import EXPERIMENTS, Trial
 
 from agentcpm_kit.artefacts import file_sha256
 from agentcpm_kit.environment import describe
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.files import append_jsonl, read_jsonl, write_json
-from agentcpm_kit.profile import Noise, Profile, load_profile, repo_root, set_seed
-from agentcpm_kit.train.denoise import NO_RULES, Rules
-from agentcpm_kit.train.losses import LOSSES
-from agentcpm_kit.train.noise import CLEAN
-from agentcpm_kit.train.rollouts import Arm, arms
+from agentcpm_kit.profile import Profile, load_profile, repo_root, set_seed
+from agentcpm_kit.train.rollouts import Arm
 
-DOSES = (0.1, 0.2, 0.4, 0.8)
-SOURCES = tuple(Noise.model_fields)
-RATES = (1.0, 2.5)  # times the profile's learning rate; 2.5 is the step that ended in collapse in trials before this kit
-ARMS = {"undenoised": NO_RULES, "denoised": Rules()}
-KEPT = ("success", "reward", "entropy", "turns", "noise_share", "kl_to_start")  # of the last steps of training, on average
-LAST = 5
-MORE_QUESTIONS = 2.5  # times a step's questions: as many as a denoised step plays to fill its update
-MORE_RULES = {"and efficient_rewarding": {"efficient_rewarding": True}, "and reserve_limits 1": {"reserve_limits": 1},
-              "balance_sample instead": {"balance_sample": True}, "and minimal_advantage 0": {"minimal_advantage": 0.0}}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of one experiment; `changes` are of the profile's section `rl`."""
-
-    experiment: str
-    name: str
-    noise: Noise
-    rules: Rules
-    changes: dict = field(default_factory=dict)
-    labels: dict = field(default_factory=dict)  # what its row says of it besides
-
-
-def dose_trials(profile: Profile) -> Iterator[Trial]:
-    """The sources one after the other, all together first: so much of the map is whole whenever it is looked at."""
-    for source, dose in [("none", 0.0), *((s, d) for s in ("all", *SOURCES) for d in DOSES)]:
-        noise = Noise(**dict.fromkeys(SOURCES if source == "all" else [source], dose)) if dose else CLEAN
-        for rate, (arm, rules) in product(RATES, ARMS.items()):
-            labels = {"source": source, "dose": dose, "rate": rate, "arm": arm}
-            changes = {"learning_rate": rate * profile.rl.learning_rate}
-            yield Trial("dose", f"{source} {dose:g}, {arm}, {rate:g} x", noise, rules, changes, labels)
-
-
-def rule_trials(profile: Profile) -> Iterator[Trial]:
-    switches = ("variance_gate", "drop_faults", "drop_short", "drop_limits", "cap_bad_steps")
-    yield from controls("rules", profile)
-    for name, values in ({f"without {s}": {s: False} for s in switches} | MORE_RULES).items():
-        yield Trial("rules", name, profile.noise, replace(Rules(), **values))
-
-
-def collapse_trials(profile: Profile) -> Iterator[Trial]:
-    yield from controls("collapse", profile, learning_rate=RATES[-1] * profile.rl.learning_rate)
-
-
-def controls(experiment: str, profile: Profile, **changes) -> Iterator[Trial]:
-    """With and without rules, each with the questions of the profile's steps alone and with as many as filling takes."""
-    more = {"questions_per_step": round(MORE_QUESTIONS * profile.rl.questions_per_step), "rows_per_update": 0}
-    named = {"no rule": (NO_RULES, {}), "no rule, more questions": (NO_RULES, more),
-             "all rules, not filled": (Rules(), {"rows_per_update": 0}), "all rules": (Rules(), {})}
-    for name, (rules, others) in named.items():
-        yield Trial(experiment, name, profile.noise, rules, changes | others)
-
-
-def published_trials(profile: Profile) -> Iterator[Trial]:
-    for name, values in {"the rules": {}, "efficient_rewarding": {"efficient_rewarding": True},
-                         "balance_sample": {"balance_sample": True}}.items():
-        for as_published in (False, True):
-            rules = replace(Rules(), as_published=as_published, **values)
-            yield Trial("published", f"{name}, {'as published' if as_published else 'corrected'}", profile.noise, rules)
-
-
-def loss_trials(profile: Profile) -> Iterator[Trial]:
-    for name, arm in arms(profile.noise).items():
-        for loss in LOSSES:
-            changes = {"loss": loss, "asynchronous": True}
-            yield Trial("losses", f"{loss}, {name}", arm.noise, arm.rules, changes, {"loss": loss, "arm": name})
-
-
-EXPERIMENTS = {"dose": dose_trials, "rules": rule_trials, "collapse": collapse_trials, "published": published_trials,
-               "losses": loss_trials}
+LAST = 5  # steps of training of which a row keeps the mean of these:
+KEPT = ("success", "reward", "entropy", "turns", "noise_share", "kl_to_start", "rollouts", "active", "learned")
 
 
 def run_trial(trial: Trial, seed: int, model: Path, profile: Profile, tests: int, work: Path) -> dict:
@@ -200,9 +122,15 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def made_by() -> str:
+    """The commit, of which each row tells: a map grows over days, and commits."""
+    made = describe(0)
+    return (made["commit"] or "unknown")[:7] + "-dirty" * made["dirty"]
+
+
 def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> int:
     """Run trials, `options.workers` at once, and append each row as it comes; how many of them failed."""
-    began, failed = time.time(), 0
+    began, failed, made_at = time.time(), 0, {"commit": made_by()}
     common = (options.model, profile, options.tests)
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
     with pool:
@@ -213,7 +141,7 @@ def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> 
                 failed, told = failed + 1, f"failed: {type(error).__name__}: {error}"
             else:
                 row = job.result()
-                append_jsonl(options.out / "rows.jsonl", row)
+                append_jsonl(options.out / "rows.jsonl", row | made_at)
                 told = f"{row['experiment']}: {row['trial']}, seed {row['seed']}: {row.get('score', 'no score')} {row['stopped']}"
             left = (time.time() - began) / count * (len(todo) - count) / 60
             print(f"[{count}/{len(todo)}] {told}  (about {left:.0f} min left)", flush=True)

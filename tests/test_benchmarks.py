@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
+from agentcpm_kit.environment import commit
 from agentcpm_kit.profile import load_profile, repo_root
 
 
@@ -160,6 +161,7 @@ def test_rl_trials_resume_and_draw(tmp_path):
     start, trial = map(json.loads, text.splitlines())
     assert (start["trial"], trial["trial"], trial["loss"]) == ("before RL", "grpo, noisy", "grpo")
     assert len(trial["outcomes"]) == trial["n"] == 3
+    assert start["commit"] == trial["commit"] and trial["commit"].removesuffix("-dirty") == (commit() or "unknown")[:7]
     assert trial["score"] == pytest.approx(trial["outcomes"].count("1") / 3, abs=1e-4)
     assert (tmp_path / "losses.png").stat().st_size < 100_000 and not list((tmp_path / "work").rglob("*.safetensors"))
     subprocess.run(command, check=True, cwd=repo_root())
@@ -167,13 +169,15 @@ def test_rl_trials_resume_and_draw(tmp_path):
 
 
 def test_the_map_has_every_source_alone_and_all_together():
-    import rl_trials
+    import rl_experiments
 
     micro = load_profile("micro")
-    found = list(rl_trials.dose_trials(micro))
-    assert len({t.name for t in found}) == len(found) == 2 * 2 * (1 + len(rl_trials.DOSES) * (1 + len(rl_trials.SOURCES)))
+    found = list(rl_experiments.dose_trials(micro))
+    cells = 1 + len(rl_experiments.DOSES) * (1 + len(rl_experiments.SOURCES))
+    assert len({t.name for t in found}) == len(found) == 2 * 2 * cells
     strongest = next(t for t in found if t.name == "lucky_answer 0.8, denoised, 2.5 x")
     assert [name for name, dose in strongest.noise if dose] == ["lucky_answer"]
+    assert {t.labels["rate"] for t in rl_experiments.collapse_trials(micro)} == {2.5}
     assert strongest.changes == {"learning_rate": pytest.approx(2.5 * micro.rl.learning_rate)}
 
 

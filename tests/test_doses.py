@@ -7,12 +7,13 @@ import pytest
 from agentcpm_kit.report.doses import (
     Spread,
     baseline,
+    by_source,
     difference,
     draw_map,
     draw_trials,
-    first_harm,
     harms,
     score,
+    spreads,
     trials,
 )
 
@@ -49,35 +50,64 @@ def test_the_control_says_what_the_rules_do_to_clean_rewards():
     rows = [*rows_of(0)[:2], row("none", 0.0, "denoised", bits(70))]
     control = harms(rows).iloc[0]
     assert (control.source, control.harm.value, control.hurts) == ("none", 0, False)
-    assert control.returned.value == pytest.approx(0.1) and first_harm(harms(rows_of(0))).source.tolist() == ["all"]
+    assert control.returned.value == pytest.approx(0.1) and by_source(rows_of(0)).source.tolist() == ["all"]
+
+
+def controls(experiment="rules", rate=1.0):
+    """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05."""
+    rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
+    return rows + [row(name, 0.0, "x", bits(n), seed, rate, experiment=experiment)
+                   for name, scores in {"a": (50, 70), "b": (30, 70)}.items() for seed, n in enumerate(scores)]
 
 
 def test_over_seeds_the_spread_comes_from_all_trials():
-    """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05."""
-    rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
-    rows += [row(name, 0.0, "x", bits(n), seed) for name, scores in {"a": (50, 70), "b": (30, 70)}.items()
-             for seed, n in enumerate(scores)]
-    frame = trials(rows, "dose")
+    frame = trials(controls(), "rules")
     spread = Spread.of(frame)
     assert spread.freedom == 1 and spread.value == pytest.approx(0.1)  # sqrt(4 x .05^2 / 1)
     one, two = (frame[frame.source == name] for name in "ab")
     found = difference(one, two, spread)
     assert found.value == pytest.approx(0.1) and found.n == 2
     assert found.ci_high - found.value == pytest.approx(12.706 * 0.1, rel=1e-3)  # t x spread x sqrt(2 / 2)
-    assert score(one, spread).ci_high - 0.6 == pytest.approx(12.706 * 0.1 / math.sqrt(2), rel=1e-3)
+    assert spread.interval([0.5, 0.7], 1).ci_high - 0.6 == pytest.approx(12.706 * 0.1 / math.sqrt(2), rel=1e-3)
+    assert (score(one, spread).ci_low, score(one, spread).ci_high) == (0, 1)
 
 
-def test_with_one_seed_intervals_are_over_tasks():
+def test_cells_with_one_seed_take_the_spread_of_the_controls_of_their_learning_rate():
+    rows = [*controls(), *rows_of(0)[1:]]
+    assert spreads(rows)[1.0].value == pytest.approx(0.1)
+    harm = harms(rows).set_index("dose").loc[0.4, "harm"]
+    assert harm.value == pytest.approx(0.3) and harm.n == 1
+    assert harm.ci_high - 0.3 == pytest.approx(12.706 * 0.1 * math.sqrt(2), rel=1e-3)
+    other = spreads([*rows, row("all", 0.4, "denoised", bits(1), rate=2.5)])
+    assert other[2.5].freedom == 0 and other[1.0].freedom == 1
+
+
+def test_without_controls_the_spread_is_that_of_what_has_several_seeds():
+    rows = rows_of(0) + rows_of(1, noisy=(50, 30))
+    assert spreads(rows)[1.0].freedom == 5  # six cells, two seeds
+    assert harms(rows).set_index("dose").loc[0.1, "harm"].n == 2
+
+
+def test_with_one_seed_and_no_controls_intervals_are_over_tasks():
     frame = trials(rows_of(0), "dose")
     assert Spread.of(frame).freedom == 0
     assert score(frame.query("dose == 0.4 and arm == 'denoised'"), Spread.of(frame)).n == 100
 
 
 def test_where_noise_begins_to_hurt():
-    found = first_harm(harms(rows_of(0))).iloc[0]
-    assert found.source == "all" and found.hurts_from == 0.4 and found.harm_there == found.harm_at_highest_dose
-    passing = first_harm(harms(rows_of(0, noisy=(30, 60)))).iloc[0]  # hurts at 0.1, not at 0.4: no dose from which on it hurts
-    assert math.isnan(passing.hurts_from)
+    """At 0.4, not at 0.1; if at 0.1 and not at 0.4, there is no dose from which on it hurts."""
+    assert by_source(rows_of(0)).iloc[0].hurts_from == 0.4
+    assert math.isnan(by_source(rows_of(0, noisy=(30, 60))).iloc[0].hurts_from)
+
+
+def test_a_source_is_judged_by_the_mean_of_its_doses():
+    """Clean .6; noisy .6 and .3, denoised .6 and .5: harm .15, of which .10 come back. A mean of two runs spreads less."""
+    line = by_source([*controls(), *rows_of(0)[1:]]).iloc[0]
+    assert line.harm.value == pytest.approx(0.15) and line.returned.value == pytest.approx(0.1)
+    assert line.harm.ci_high - 0.15 == pytest.approx(12.706 * 0.1 * math.sqrt(1 + 1 / 2), rel=1e-3)
+    assert line.returned.ci_high - 0.1 == pytest.approx(12.706 * 0.1 * math.sqrt(1 / 2 + 1 / 2), rel=1e-3)
+    assert math.isnan(line.share)  # not surely a harm
+    assert by_source(rows_of(0)).iloc[0].share == pytest.approx(2 / 3)  # over tasks it is
 
 
 def test_what_counts_as_collapsed():

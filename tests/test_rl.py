@@ -234,12 +234,21 @@ def test_chunks_are_of_like_length_and_hold_no_needless_padding():
 
 def test_collapse_by_hand():
     """Three steps without reward in a row stop a run; one that was rewarded in between does not count on."""
+    good = {"rewarded": 1.0, "learned": 8.0, "entropy": 0.1}
     watch = Collapse(rl_profile(patience=3, least_entropy=0.01).rl)
-    found = [watch.reason({"rewarded": r, "entropy": 0.1}) for r in (0.0, 0.0, 1.0, 0.0, 0.0, 0.0)]
-    assert found[:5] == [None] * 5 and "no rollout was rewarded in 3 steps" in found[5]
+    found = [watch.reason(good | {"rewarded": r}) for r in (0.0, 0.0, 1.0, 0.0, 0.0, 0.0)]
+    assert found == [None] * 5 + ["no rollout was rewarded in 3 steps"]
+
+
+@pytest.mark.parametrize("bad, told", [
+    ({"entropy": 0.001}, "entropy was below 0.01 nats per token in 2 steps"),
+    ({"entropy": 0.41}, "entropy was above 4 times the first step's in 2 steps"),
+    ({"learned": 0.0}, "no rollout was left to learn from in 2 steps")])
+def test_each_sign_of_collapse_by_hand(bad, told):
+    good = {"rewarded": 1.0, "learned": 8.0, "entropy": 0.1}
     watch = Collapse(rl_profile(patience=2, least_entropy=0.01).rl)
-    assert watch.reason({"rewarded": 1.0, "entropy": 0.001}) is None
-    assert "entropy was below 0.01" in watch.reason({"rewarded": 1.0, "entropy": 0.001})
+    assert [watch.reason(log) for log in (good, good | {"entropy": 0.4}, good | bad, good, good | bad)] == [None] * 5
+    assert watch.reason(good | bad) == told
 
 
 def test_a_collapsed_policy_stops_the_run_and_is_kept(tmp_path, capsys):

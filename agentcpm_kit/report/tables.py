@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 
 from ..evaluate.metrics import Estimate, mean
@@ -10,7 +10,7 @@ from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .doses import Spread, baseline, difference, first_harm, gain, harms, score, trials
+from .doses import baseline, by_source, difference, gain, harms, score, spreads, trials
 from .results import StageResult, finished_stages, over_seeds
 
 
@@ -135,24 +135,24 @@ def _rl_scores(stage: StageResult, start: str) -> dict[str, float]:
 
 
 def doses_table(_profile: str) -> str:
-    """Markdown table of benchmarks/rl_trials.py: each source at the profile's dose and at its highest, by learning rate.
+    """Markdown table of benchmarks/rl_trials.py: each source by learning rate, at two doses and on average over all.
 
     The source "none" is the control: what the rules alone add to clean rewards.
     """
-    found = harms(read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl"))
-    begins = first_harm(found).set_index(["source", "rate"]).hurts_from
-    rows = []
-    for (source, rate), lines in found.groupby(["source", "rate"], sort=False):
-        cells = [_short(lines[lines.dose == dose].iloc[0][what]) if any(lines.dose == dose) else "-"
-                 for dose in (0.2, 0.8) for what in ("harm", "returned")]
-        if source == "none":
-            cells[1] = f"{_short(lines.iloc[0].returned)} (the rules alone)"
-        start = begins.get((source, rate), nan)
-        lost = f"{lines.collapsed.mean():.0%} / {lines.collapsed_denoised.mean():.0%}"
-        begin = "-" if isnan(start) else f"{start:g}"
-        rows.append((source.replace("_", " "), f"{rate:g} x", lines.seeds.min(), begin, *cells, lost))
-    return markdown_table(["source", "learning rate", "seeds", "hurts from", "harm at 0.2", "denoising returns", "harm at 0.8",
-                           "denoising returns", "runs collapsed over all doses, undenoised / denoised"], rows)
+    found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
+    cells, rows = harms(found), []
+    for control in cells[cells.dose == 0].itertuples():
+        rows.append(("none", f"{control.rate:g} x", control.seeds, *"----", f"{_short(control.returned)} (the rules alone)", "-",
+                     f"{control.collapsed:.0%} / {control.collapsed_denoised:.0%}"))
+    at = cells.set_index(["source", "rate", "dose"]).harm
+    for line in by_source(found).itertuples():
+        single = [_short(at[key]) if (key := (line.source, line.rate, dose)) in at.index else "-" for dose in (0.2, 0.8)]
+        begin, share = ("-" if isnan(value) else told.format(value) for value, told in
+                        ((line.hurts_from, "{:g}"), (line.share, "{:.0%}")))
+        rows.append((line.source.replace("_", " "), f"{line.rate:g} x", line.seeds, begin, *single, _short(line.harm),
+                     _short(line.returned), share, f"{line.collapsed:.0%} / {line.collapsed_denoised:.0%}"))
+    return markdown_table(["source", "learning rate", "seeds", "hurts from", "harm at 0.2", "harm at 0.8", "mean harm of doses",
+                           "denoising returns", "share", "runs collapsed, undenoised / denoised"], rows)
 
 
 def _short(estimate: Estimate) -> str:
@@ -162,11 +162,12 @@ def _short(estimate: Estimate) -> str:
 def trials_table(_profile: str) -> str:
     """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
     found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
-    known, rows = {r["experiment"] for r in found}, []
+    known, spread_at, rows = {r["experiment"] for r in found}, spreads(found), []
     for experiment in [e for e in ("rules", "collapse", "published", "losses") if e in known]:
         frame = trials(found, experiment)
-        spread, by_name = Spread.of(frame), dict(tuple(frame.groupby("trial", sort=False)))
+        by_name = dict(tuple(frame.groupby("trial", sort=False)))
         for name, lines in by_name.items():
+            spread = spread_at[lines.rate.iloc[0]]
             other = baseline(experiment, name)
             against = "" if other == name else f"{_short(difference(lines, by_name[other], spread))} (- {other})"
             rows.append((experiment, name, len(lines), _short(score(lines, spread)), _short(gain(lines, spread)), against))

@@ -100,15 +100,16 @@ def trainer_class():
             if prompts != [t.task_id for t in self.update.trajectories[: len(prompts)]]:
                 raise KitError(f"step {step}: what was played answers other questions than the trainer asks")
             self.rows = self.update.rows(len(prompts), self.kit.rl.rows_per_update)
-            self.summary = self.update.summary()
-            self._metrics["train"]["entropy"].append(self.summary["entropy"])
-            self._metrics["train"]["rewarded"].append(float(any(self.update.rewards)))
+            self.summary = self.update.summary() | {"learned": sum(map(self.update.is_active, self.rows))}
+            seen = {"entropy": self.summary["entropy"], "rewarded": any(self.update.rewards), "learned": self.summary["learned"]}
+            for name, value in seen.items():
+                self._metrics["train"][name].append(float(value))
             rewards = [self.update.rewards[i] or 0.0 for i in self.rows]
-            return columns(self.learned, self.processing_class.pad_token_id) | {"kit_reward": rewards}
+            return columns(self.batch, self.processing_class.pad_token_id) | {"kit_reward": rewards}
 
         @property
-        def learned(self) -> list:
-            """The trajectories of the batch."""
+        def batch(self) -> list:
+            """The trajectories of the trainer's rows."""
             return [self.update.trajectories[i] for i in self.rows]
 
         def _prepare_inputs(self, generation_batch):
@@ -120,7 +121,7 @@ def trainer_class():
 
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
-            assert_sampled_tokens(batch, self.learned)
+            assert_sampled_tokens(batch, self.batch)
             started = time.perf_counter()
             self.drift = self._distance_to_start(batch)
             self.seconds["kl_s"] = time.perf_counter() - started

@@ -1,7 +1,8 @@
 """What is seen of an RL run as it goes: one row a step, validation now and then, and a stop where the policy has collapsed."""
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from ..agent.engines import TransformersEngine
 from ..errors import KitError
@@ -9,6 +10,7 @@ from ..profile import RL
 from .loading import not_finite
 
 LOGGED = ("loss", "grad_norm")
+MOST_ENTROPY = 4.0  # times the first step's: a policy may forget how to speak, and noise go on rewarding it; our assumption
 
 
 class LostWeights(KitError):
@@ -17,21 +19,26 @@ class LostWeights(KitError):
 
 @dataclass
 class Collapse:
-    """Counts the steps in a row without any reward, and those without entropy."""
+    """Counts the steps in a row that show a sign of collapse: no reward, nothing to learn from, too little or much entropy."""
 
     settings: RL
-    unrewarded: int = 0
-    certain: int = 0
+    first_entropy: float | None = None
+    seen: Counter = field(default_factory=Counter)
 
     def reason(self, log: dict) -> str | None:
         """Why a run should stop after this step, in words; None where it may go on."""
-        self.unrewarded = 0 if log["rewarded"] else self.unrewarded + 1
-        self.certain = 0 if log["entropy"] >= self.settings.least_entropy else self.certain + 1
-        if self.unrewarded >= self.settings.patience:
-            return f"no rollout was rewarded in {self.unrewarded} steps"
-        if self.certain >= self.settings.patience:
-            return f"entropy was below {self.settings.least_entropy:g} nats per token in {self.certain} steps"
-        return None
+        for sign, shown in self._signs(log).items():
+            self.seen[sign] = self.seen[sign] + 1 if shown else 0
+        return next((f"{sign} in {n} steps" for sign, n in self.seen.items() if n >= self.settings.patience), None)
+
+    def _signs(self, log: dict) -> dict[str, bool]:
+        if self.first_entropy is None:
+            self.first_entropy = log["entropy"]
+        least = self.settings.least_entropy
+        return {"no rollout was rewarded": not log["rewarded"],
+                "no rollout was left to learn from": not log["learned"],
+                f"entropy was below {least:g} nats per token": log["entropy"] < least,
+                f"entropy was above {MOST_ENTROPY:g} times the first step's": log["entropy"] > MOST_ENTROPY * self.first_entropy}
 
 
 def refuse_lost_weights(log: dict, step: int) -> None:

@@ -32,7 +32,11 @@ ROUNDS = 3  # a step plays its questions and, to fill its update, at most so man
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison. Arms differ in noise and rules, in nothing else."""
+    """One side of a comparison. Arms differ in noise and rules.
+
+    Rules that drop rollouts make a step play more questions to fill its update (`fill`): what that alone is worth, controls tell
+    (`benchmarks/rl_trials.py`).
+    """
 
     name: str
     noise: Noise
@@ -74,12 +78,12 @@ class Update:
         return values
 
     def is_active(self, i: int) -> bool:
-        """Whether anything is learned from rollout `i`."""
+        """Whether anything can be learned from rollout `i`."""
         return any(self.groups[i // self.group_size].step_advantages[i % self.group_size])
 
     @property
     def active(self) -> list[int]:
-        """The rollouts that something is learned from."""
+        """The rollouts that something can be learned from; `rows` says which of them are."""
         return [i for i in range(len(self.trajectories)) if self.is_active(i)]
 
     def rows(self, count: int, wanted: int) -> list[int]:
