@@ -1,21 +1,11 @@
 """The map of noise: what is read from its rows, on rows made by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from agentcpm_kit.report.doses import (
-    Spread,
-    baseline,
-    by_source,
-    difference,
-    draw_map,
-    draw_trials,
-    harms,
-    score,
-    spreads,
-    trials,
-)
+from agentcpm_kit.report.doses import baseline, by_source, difference, draw_map, draw_trials, fits, harms, score, trials
 
 
 def row(source, dose, arm, outcomes, seed=0, rate=1.0, stopped="", experiment="dose"):
@@ -41,8 +31,8 @@ def test_harm_and_what_denoising_returns_by_hand():
     """Clean 0.6; at 0.4, noisy 0.3 and denoised 0.5: harm 0.3, of which 0.2 come back: two thirds. At 0.1 nothing is lost."""
     table = harms(rows_of(0)).set_index("dose")
     assert table.loc[0.4, "harm"].value == pytest.approx(0.3) and table.loc[0.4, "returned"].value == pytest.approx(0.2)
-    assert table.loc[0.4, "share"] == pytest.approx(2 / 3) and table.loc[0.4, "hurts"]
-    assert not table.loc[0.1, "hurts"] and math.isnan(table.loc[0.1, "share"])
+    assert table.loc[0.4, "share"].value == pytest.approx(2 / 3) and table.loc[0.4, "hurts"]
+    assert not table.loc[0.1, "hurts"] and table.loc[0.1, "share"] is None
 
 
 def test_the_control_says_what_the_rules_do_to_clean_rewards():
@@ -54,44 +44,73 @@ def test_the_control_says_what_the_rules_do_to_clean_rewards():
 
 
 def controls(experiment="rules", rate=1.0):
-    """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05."""
+    """Two trials, two seeds, scores .5 .7 and .3 .7: what is left beside trial and seed is +-.05, the spread .1."""
     rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
-    return rows + [row(name, 0.0, "x", bits(n), seed, rate, experiment=experiment)
+    return rows + [row(name, 0.0, "x", bits(n)[::-1], seed, rate, experiment=experiment)
                    for name, scores in {"a": (50, 70), "b": (30, 70)}.items() for seed, n in enumerate(scores)]
 
 
-def test_over_seeds_the_spread_comes_from_all_trials():
-    frame = trials(controls(), "rules")
-    spread = Spread.of(frame)
-    assert spread.freedom == 1 and spread.value == pytest.approx(0.1)  # sqrt(4 x .05^2 / 1)
+def reach(runs):
+    return 12.706 * 0.1 * math.sqrt(runs)  # t of one degree of freedom, x spread
+
+
+def test_with_several_seeds_intervals_come_from_the_spread_between_runs():
+    frame, fit = trials(controls(), "rules"), fits(controls())[1.0]
     one, two = (frame[frame.source == name] for name in "ab")
-    found = difference(one, two, spread)
+    found = difference(one, two, fit)
     assert found.value == pytest.approx(0.1) and found.n == 2
-    assert found.ci_high - found.value == pytest.approx(12.706 * 0.1, rel=1e-3)  # t x spread x sqrt(2 / 2)
-    assert spread.interval([0.5, 0.7], 1).ci_high - 0.6 == pytest.approx(12.706 * 0.1 / math.sqrt(2), rel=1e-3)
-    assert (score(one, spread).ci_low, score(one, spread).ci_high) == (0, 1)
+    assert found.ci_high - found.value == pytest.approx(reach(2 / 2), rel=1e-3)
+    assert (score(one, fit).value, score(one, fit).ci_low, score(one, fit).ci_high) == (pytest.approx(0.6), 0, 1)
 
 
-def test_cells_with_one_seed_take_the_spread_of_the_controls_of_their_learning_rate():
+def test_cells_with_one_seed_take_the_spread_of_those_with_several():
+    """Clean .6, noisy .3 of one seed: the two runs' spread, times the square root of two."""
     rows = [*controls(), *rows_of(0)[1:]]
-    assert spreads(rows)[1.0].value == pytest.approx(0.1)
     harm = harms(rows).set_index("dose").loc[0.4, "harm"]
-    assert harm.value == pytest.approx(0.3) and harm.n == 1
-    assert harm.ci_high - 0.3 == pytest.approx(12.706 * 0.1 * math.sqrt(2), rel=1e-3)
-    other = spreads([*rows, row("all", 0.4, "denoised", bits(1), rate=2.5)])
-    assert other[2.5].freedom == 0 and other[1.0].freedom == 1
+    assert harm.value == pytest.approx(0.3) and harm.n == 1 and harm.ci_high - 0.3 == pytest.approx(reach(2), rel=1e-3)
+    other = fits([*rows, row("all", 0.4, "denoised", bits(1), rate=2.5)])
+    assert other[2.5].freedom == 0 and other[1.0].freedom == 1  # a learning rate for itself
 
 
-def test_without_controls_the_spread_is_that_of_what_has_several_seeds():
-    rows = rows_of(0) + rows_of(1, noisy=(50, 30))
-    assert spreads(rows)[1.0].freedom == 5  # six cells, two seeds
-    assert harms(rows).set_index("dose").loc[0.1, "harm"].n == 2
+def test_clean_runs_of_other_seeds_count_for_every_cell():
+    """A map of one seed, whose clean run is the first of the controls "b": its second seed is taken into account."""
+    rows = [*controls(), row("none", 0.0, "undenoised", bits(30)[::-1]), row("none", 0.0, "denoised", bits(60)),
+            row("all", 0.4, "undenoised", bits(20)), row("all", 0.4, "denoised", bits(25))]
+    harm = harms(rows).set_index("dose").loc[0.4, "harm"]
+    # trial b is .3 and .7, seed 0 is .3 below seed 1 (mean of .2 and .4): expected of b on seed 0 is .35, not .3
+    assert harm.value == pytest.approx(0.15) and harm.ci_high - 0.15 == pytest.approx(reach(1 + 3 / 4), rel=1e-3)
+
+
+def test_a_trial_in_which_nothing_acted_is_the_run_it_equals():
+    rows = [*controls(), *rows_of(0)[1:3], row("lucky", 0.1, "undenoised", bits(60)), row("lucky", 0.1, "denoised", bits(60))]
+    harm = harms(rows).set_index("source").loc["lucky", "harm"]
+    assert harm.value == pytest.approx(0) and harm.ci_low == pytest.approx(0) and harm.ci_high == pytest.approx(0)
+
+
+def test_runs_that_solve_nothing_are_not_the_same_run():
+    rows = [*controls(), *rows_of(0, noisy=(0, 0), denoised=(30, 30))[1:]]
+    line = by_source(rows).iloc[0]
+    assert line.harm.ci_high - line.harm.value == pytest.approx(reach(1 + 1 / 2), rel=1e-3)
+    assert line.returned.ci_high - line.returned.value == pytest.approx(reach(1 / 2 + 1), rel=1e-3)  # denoised: one run, twice
+
+
+def test_share_has_an_interval():
+    """Fieller: all g for which returned - g harm is not surely other than 0."""
+    rows = [*controls(), *rows_of(0, noisy=(60, 30), denoised=(60, 50))[1:]]
+    fit, one, two = fits(rows)[1.0], ["dose: all 0.4, denoised"], ["dose: all 0.4, undenoised"]
+    clean = ["dose: none 0, undenoised"]
+    fit = replace(fit, spread=0.01)
+    share = fit.ratio((one, two), (clean, two))
+    assert share.value == pytest.approx(2 / 3) and share.ci_low < 2 / 3 < share.ci_high
+    for edge in (share.ci_low, share.ci_high):
+        weights = fit.contrast(one, two) - edge * fit.contrast(clean, two)
+        assert abs(weights @ fit.coefficients) == pytest.approx(fit.reach(weights @ fit.inverse @ weights))
+    assert math.isnan(replace(fit, spread=1.0).ratio((one, two), (clean, two)).ci_low)  # the harm may be 0
 
 
 def test_with_one_seed_and_no_controls_intervals_are_over_tasks():
-    frame = trials(rows_of(0), "dose")
-    assert Spread.of(frame).freedom == 0
-    assert score(frame.query("dose == 0.4 and arm == 'denoised'"), Spread.of(frame)).n == 100
+    frame, fit = trials(rows_of(0), "dose"), fits(rows_of(0))[1.0]
+    assert fit.freedom == 0 and score(frame.query("dose == 0.4 and arm == 'denoised'"), fit).n == 100
 
 
 def test_where_noise_begins_to_hurt():
@@ -101,13 +120,18 @@ def test_where_noise_begins_to_hurt():
 
 
 def test_a_source_is_judged_by_the_mean_of_its_doses():
-    """Clean .6; noisy .6 and .3, denoised .6 and .5: harm .15, of which .10 come back. A mean of two runs spreads less."""
-    line = by_source([*controls(), *rows_of(0)[1:]]).iloc[0]
+    """Clean .6; noisy .59 and .31, denoised .61 and .49: harm .15, of which .10 come back. A mean of two spreads less."""
+    line = by_source([*controls(), *rows_of(0, noisy=(59, 31), denoised=(61, 49))[1:]]).iloc[0]
     assert line.harm.value == pytest.approx(0.15) and line.returned.value == pytest.approx(0.1)
-    assert line.harm.ci_high - 0.15 == pytest.approx(12.706 * 0.1 * math.sqrt(1 + 1 / 2), rel=1e-3)
-    assert line.returned.ci_high - 0.1 == pytest.approx(12.706 * 0.1 * math.sqrt(1 / 2 + 1 / 2), rel=1e-3)
-    assert math.isnan(line.share)  # not surely a harm
-    assert by_source(rows_of(0)).iloc[0].share == pytest.approx(2 / 3)  # over tasks it is
+    assert line.harm.ci_high - 0.15 == pytest.approx(reach(1 + 1 / 2), rel=1e-3)
+    assert line.returned.ci_high - 0.1 == pytest.approx(reach(1 / 2 + 1 / 2), rel=1e-3)
+    assert line.share is None  # not surely a harm
+    assert by_source(rows_of(0)).iloc[0].share.value == pytest.approx(2 / 3)  # over tasks it is
+
+
+def test_a_denoised_run_that_is_still_its_start_is_told():
+    rows = [*rows_of(0), row("all", 0.8, "undenoised", bits(20)), row("all", 0.8, "denoised", bits(40))]
+    assert harms(rows).set_index("dose").unmoved.to_dict() == {0.0: 0, 0.1: 0, 0.4: 0, 0.8: 1}
 
 
 def test_what_counts_as_collapsed():
@@ -128,6 +152,11 @@ def test_what_counts_as_collapsed():
     ("losses", "cispo, noisy", "grpo, noisy")])
 def test_trials_are_compared_with_what_differs_in_one_thing(experiment, trial, other):
     assert baseline(experiment, trial) == other == baseline(experiment, other)
+
+
+def test_clean_controls_are_compared_with_noisy_ones_of_as_many_questions():
+    assert [baseline("collapse", n) for n in ("clean", "clean, more questions", "clean, all rules")] == [
+        "no rule", "no rule, more questions", "clean"]
 
 
 def test_figures_show_every_trial():

@@ -10,7 +10,7 @@ from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .doses import baseline, by_source, difference, gain, harms, score, spreads, trials
+from .doses import baseline, by_source, difference, fits, harms, score, trials
 from .results import StageResult, finished_stages, over_seeds
 
 
@@ -147,12 +147,11 @@ def doses_table(_profile: str) -> str:
     at = cells.set_index(["source", "rate", "dose"]).harm
     for line in by_source(found).itertuples():
         single = [_short(at[key]) if (key := (line.source, line.rate, dose)) in at.index else "-" for dose in (0.2, 0.8)]
-        begin, share = ("-" if isnan(value) else told.format(value) for value, told in
-                        ((line.hurts_from, "{:g}"), (line.share, "{:.0%}")))
+        begin, share = "-" if isnan(line.hurts_from) else f"{line.hurts_from:g}", _short(line.share) if line.share else "-"
         rows.append((line.source.replace("_", " "), f"{line.rate:g} x", line.seeds, begin, *single, _short(line.harm),
                      _short(line.returned), share, f"{line.collapsed:.0%} / {line.collapsed_denoised:.0%}"))
     return markdown_table(["source", "learning rate", "seeds", "hurts from", "harm at 0.2", "harm at 0.8", "mean harm of doses",
-                           "denoising returns", "share", "runs collapsed, undenoised / denoised"], rows)
+                           "denoising returns", "share of harm", "runs collapsed, undenoised / denoised"], rows)
 
 
 def _short(estimate: Estimate) -> str:
@@ -162,16 +161,16 @@ def _short(estimate: Estimate) -> str:
 def trials_table(_profile: str) -> str:
     """Markdown table of the other trials of benchmarks/rl_trials.py: rules, the public code's defects, losses."""
     found = read_jsonl(reference_folder("benchmarks") / "rl_trials/rows.jsonl")
-    known, spread_at, rows = {r["experiment"] for r in found}, spreads(found), []
+    known, fit_at = {r["experiment"] for r in found}, fits(found)
+    starts = [r["score"] for r in found if r["experiment"] == "start"]
+    rows = [("-", "before RL", len(starts), _short(mean(starts)), "")]
     for experiment in [e for e in ("rules", "collapse", "published", "losses") if e in known]:
-        frame = trials(found, experiment)
-        by_name = dict(tuple(frame.groupby("trial", sort=False)))
+        by_name = dict(tuple(trials(found, experiment).groupby("trial", sort=False)))
         for name, lines in by_name.items():
-            spread = spread_at[lines.rate.iloc[0]]
-            other = baseline(experiment, name)
-            against = "" if other == name else f"{_short(difference(lines, by_name[other], spread))} (- {other})"
-            rows.append((experiment, name, len(lines), _short(score(lines, spread)), _short(gain(lines, spread)), against))
-    return markdown_table(["experiment", "trial", "seeds", "tasks solved", "gain over the start", "difference"], rows)
+            fit, other = fit_at[lines.rate.iloc[0]], baseline(experiment, name)
+            against = "" if other == name else f"{_short(difference(lines, by_name[other], fit))} (- {other})"
+            rows.append((experiment, name, len(lines), _short(score(lines, fit)), against))
+    return markdown_table(["experiment", "trial", "seeds", "tasks solved", "difference"], rows)
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
