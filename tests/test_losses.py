@@ -111,10 +111,12 @@ def surrogate(name, at, behaviour, advantages, mask):
         lambda logp: -weights[name] * advantages * logp)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5, -0.6])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradient_by_finite_differences(name):
+def test_gradient_by_finite_differences(name, shift):
+    """Near the sampling policy; and far above and below it, where GSPO clips what has a positive or a negative advantage."""
     behaviour, advantages, mask = rows(-1.0, -1.0, -1.0, -0.5), rows(1.0, -1.0, 1.0, -0.3), ONES
-    logp = rows(-1.1, -0.9, -0.2, -0.8).requires_grad_()
+    logp = (rows(-1.1, -0.9, -0.2, -0.8) + shift).requires_grad_()
     LOSSES[name](logp, behaviour, advantages, mask).sum().backward()
     function = surrogate(name, logp.detach(), behaviour, advantages, mask)
     for i in range(4):
@@ -122,6 +124,14 @@ def test_gradient_by_finite_differences(name):
         step[0, i] = 1e-6
         up, down = (function(logp.detach() + s).sum() for s in (step, -step))
         assert logp.grad[0, i].item() == pytest.approx(((up - down) / 2e-6).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("shift, learned", [(0.0, [1, 1, 1, 1]), (0.5, [0, 1, 0, 1]), (-0.6, [1, 0, 1, 0])])
+def test_gspo_clips_whole_sequences_by_the_sign_of_the_advantage(shift, learned):
+    """The ratio of the sequence is e^0.5 > 1.3 or e^-0.6 < 0.8: what would be pushed farther has no gradient."""
+    logp = rows(-1.0, -1.0, -1.0, -1.0).add(shift).requires_grad_()
+    gspo(logp, rows(-1.0, -1.0, -1.0, -1.0), rows(1.0, -1.0, 1.0, -0.3), ONES).sum().backward()
+    assert (logp.grad != 0).int().tolist() == [learned]
 
 
 def test_what_is_masked_has_neither_loss_nor_gradient():

@@ -120,7 +120,7 @@ def rl_table(profile: str) -> str:
         found = {s.seed.removeprefix("seed"): scores for s in stages if (scores := _rl_scores(s, start))}
         rows += [(start, seed, *(f"{value:.2f}" for value in scores.values())) for seed, scores in found.items()]
         columns = zip(*(scores.values() for scores in found.values()), strict=True)
-        rows.append((start, "mean", *(f"**{_short(mean(values))}**" for values in columns)))
+        rows += [(start, "mean", *(f"**{_short(mean(values))}**" for values in columns))] if found else []
     return markdown_table(["from", "seed", "before", "clean", "noisy", "denoised", *RL_PAIRS], rows)
 
 

@@ -1,0 +1,67 @@
+"""README's tables of RL, from rows made by hand: each number in its column."""
+
+import json
+
+import pytest
+
+from agentcpm_kit.report import tables
+from tests.test_doses import bits, row
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "reference_folder", lambda name: tmp_path / name)
+    return tmp_path
+
+
+def cells(table):
+    head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def keep(folder, rows):
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_rl_table(reference):
+    """Clean .6 from .4 is a gain of .2; noisy .5 a harm of .1; denoised .55 returns .05."""
+    scores = {"sft_merge": 0.4, "clean": 0.6, "noisy": 0.5, "denoised": 0.55}
+    for seed in (0, 1):
+        folder = reference / f"micro/seed{seed}/07_rl"
+        folder.mkdir(parents=True)
+        metrics = {f"{name}_success": {"value": value, "n": 9} for name, value in scores.items()}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "config.json").write_text("{}")
+        (folder / "notebook.ipynb").write_text("{}")
+    first, _, last = cells(tables.rl_table("micro"))  # nothing was trained from SFT
+    wanted = {"before": "0.40", "clean": "0.60", "noisy": "0.50", "denoised": "0.55", "clean gain": "0.20", "noise harm": "0.10",
+              "denoising gain": "0.05"}
+    assert first == {"from": "SFT-Merge", "seed": "0"} | wanted
+    assert last["seed"] == "mean" and last["noise harm"] == "**0.10 [0.10, 0.10]**"
+
+
+def test_doses_table(reference):
+    """One seed, intervals over tasks: clean .6; at .2 noisy .5 and denoised .55, at .8 noisy .1 and denoised .4, the start's."""
+    rows = [row("", 0.0, "", bits(40), experiment="start"), row("none", 0.0, "undenoised", bits(60)),
+            row("none", 0.0, "denoised", bits(65))]
+    rows += [row("format_slip", dose, arm, bits(n)) for dose, scores in {0.2: (50, 55), 0.8: (10, 40)}.items()
+             for arm, n in zip(("undenoised", "denoised"), scores, strict=True)]
+    keep(reference / "benchmarks/rl_trials", rows)
+    none, slip = cells(tables.doses_table(""))
+    assert (none["source"], none["denoising returns"][:4], none["harm at 0.2"]) == ("none", "0.05", "-")
+    assert (slip["source"], slip["learning rate"], slip["seeds"], slip["hurts from"]) == ("format slip", "1 x", "1", "0.2")
+    assert [slip[f"harm at {dose}"][:4] for dose in (0.2, 0.8)] == ["0.10", "0.50"]
+    assert slip["mean harm of doses"][:4] == "0.30" and slip["denoising returns"][:4] == "0.17"  # (.05 + .3) / 2 = .175
+    assert slip["share of harm"][:4] == "0.58" and slip["runs collapsed, undenoised / denoised"] == "50% / 0%"
+
+
+def test_trials_table(reference):
+    rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in (0, 1)]
+    rows += [row("", 0.0, "", bits(n), experiment="losses") | {"trial": f"{name}, noisy"}
+             for name, n in {"grpo": 50, "gspo": 45}.items()]
+    keep(reference / "benchmarks/rl_trials", rows)
+    start, grpo, gspo = cells(tables.trials_table(""))
+    assert (start["trial"], start["seeds"], start["tasks solved"]) == ("before RL", "2", "0.40 [0.40, 0.40]")
+    assert grpo["tasks solved"][:4] == "0.50" and grpo["difference"] == ""
+    assert gspo["difference"].startswith("-0.05 [") and gspo["difference"].endswith("(- grpo, noisy)")
