@@ -2,12 +2,13 @@
 
     python benchmarks/rl_step.py --out results/reference/benchmarks/rl_step.json       # 5 minutes
 
-Trains the shipped merge with clean rewards and the profile's settings (denoised steps play more), synchronously and asynchronously in turn, for `--rounds` rounds of
-`--steps` steps each; the first step of a round, which also loads what is needed, does not count. Seconds are medians over
-steps. `model_share` is the time inside the model: its forward passes while rollouts are played, forward and backward of the
-training, and the optimiser; not the forward pass that measures the distance to the start (`kl`). The rest of the rollouts is
-the loop: templates, tools, sampling, bookkeeping; `overhead` is what is left of the step. In the asynchronous mode rollouts
-overlap with the training, so that parts do not add up to the step; `wait` is what the trainer waits for them.
+Trains the shipped merge with clean rewards and the profile's settings (denoised steps play more), synchronously and
+asynchronously in turn, for `--rounds` rounds of `--steps` steps each; the first step of a round, which also loads what is
+needed, does not count. Seconds are medians over steps. `model_share` is the time inside the model: its forward passes while
+rollouts are played, forward and backward of the training, and the optimiser; not the forward pass that measures the distance
+to the start (`kl`). The rest of the rollouts is the loop: templates, tools, sampling, bookkeeping; `overhead` is what is left
+of the step. In the asynchronous mode rollouts overlap with the training, so that parts do not add up to the step; `wait` is
+what the trainer waits for them.
 """
 
 import argparse
