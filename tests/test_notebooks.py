@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from agentcpm_kit.profile import repo_root
+from agentcpm_kit.report.reference import code_digest
 from agentcpm_kit.stage import notebooks
 from tests.test_report import check_report
 
@@ -80,3 +81,9 @@ def test_solutions_run(path, tmp_path):
     os.environ["AGENTCPM_KIT_RESULTS"] = str(tmp_path)
     papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), {"profile": "smoke"}, kernel_name="python3",
                                progress_bar=False)
+
+
+@pytest.mark.parametrize("path", notebooks().values(), ids=lambda p: p.stem)
+def test_stored_outputs_are_those_of_the_code_above_them(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata["agentcpm"]["outputs_of"] == code_digest(notebook), f"run {path.stem}, then `make reference`"

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.report.claims import all_above_zero, denoising, judge_claims, load_claims, merge
 
 
@@ -166,3 +167,27 @@ def test_the_readme_tables_are_made_from_committed_evidence():
     text = (repo_root() / "README.md").read_text()
     assert with_tables(text, "micro") == text
     assert "not attempted" not in claims_table("micro").rsplit("\n", 1)[0]
+
+
+def test_outputs_of_other_code_are_refused(tmp_path, monkeypatch):
+    """A notebook gets the outputs of a run of the very same code, injected parameters aside."""
+    import nbformat
+
+    from agentcpm_kit.report.reference import with_outputs
+    from agentcpm_kit.stage import notebooks
+
+    monkeypatch.setenv("AGENTCPM_KIT_RESULTS", str(tmp_path))
+    name, path = next(iter(notebooks().items()))
+    run = nbformat.read(path, as_version=4)
+    places = [i for i, c in enumerate(run.cells) if c.cell_type == "code"]
+    run.cells[places[-1]].outputs = [nbformat.v4.new_output("stream", text="of the run")]
+    run.cells.insert(places[0] + 1, nbformat.v4.new_code_cell("seed = 3", metadata={"tags": ["injected-parameters"]}))
+    folder = tmp_path / "micro/seed0" / name
+    folder.mkdir(parents=True)
+    nbformat.write(run, folder / "notebook.ipynb")
+    stored = with_outputs("micro")[path]
+    assert stored.cells[places[-1]].outputs[0].text == "of the run" and len(stored.cells) == len(run.cells) - 1
+    run.cells[places[-1]].source += " "
+    nbformat.write(run, folder / "notebook.ipynb")
+    with pytest.raises(KitError, match=f"{name}.ipynb has other code than its run"):
+        with_outputs("micro")

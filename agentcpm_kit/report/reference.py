@@ -5,6 +5,8 @@ that notebooks fall back to (data/models/micro-*), stores the executed notebooks
 the tables between the markers of README.md.
 """
 
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -64,24 +66,37 @@ def _as_shipped(recipe: Path) -> None:
         write_atomic(recipe, text)
 
 
-def store_outputs(profile: str, seed: int = 0) -> None:
-    """Give notebooks/ the outputs of the run, without papermill's own cells and marks."""
+def with_outputs(profile: str, seed: int = 0) -> dict[Path, nbformat.NotebookNode]:
+    """The notebooks that the run executed, with its outputs, and a digest of the code that they are of.
+
+    Raises:
+        KitError: a notebook's code is no longer what was executed.
+    """
+    found = {}
     for path in sorted((repo_root() / "notebooks").glob("[0-9]*.ipynb")):
         executed = results_root() / profile / f"seed{seed}" / path.stem / "notebook.ipynb"
         if executed.is_file():
-            notebook = nbformat.read(path, as_version=4)
-            fill_outputs(notebook, nbformat.read(executed, as_version=4))
-            nbformat.write(notebook, path)
+            notebook, run = (nbformat.read(p, as_version=4) for p in (path, executed))
+            run.cells = [c for c in run.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+            if code_digest(notebook) != code_digest(run):
+                raise KitError(f"{path.name} has other code than its run; `agentcpm-kit run --stages {path.stem[:2]}` mends it")
+            fill_outputs(notebook, run)
+            notebook.metadata.setdefault("agentcpm", {})["outputs_of"] = code_digest(notebook)
+            found[path] = notebook
+    return found
+
+
+def code_digest(notebook) -> str:
+    """Of all code cells, in their order: the same as `outputs_of` in a notebook's metadata where its outputs are its code's."""
+    code = json.dumps([cell.source for cell in notebook.cells if cell.cell_type == "code"])
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def fill_outputs(notebook, executed) -> None:
-    """Copy outputs cell by cell; papermill's injected parameters are left out, and counts start at 1."""
-    run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    count = 0
-    for cell, other in zip(notebook.cells, run, strict=True):
-        if cell.cell_type == "code":
-            count += 1
-            cell.outputs, cell.execution_count = [_clean(o) for o in other.outputs if _wanted(o)], count
+    """Copy outputs to the code cells, in their order; counts start at 1."""
+    cells, run = ([c for c in n.cells if c.cell_type == "code"] for n in (notebook, executed))
+    for count, (cell, other) in enumerate(zip(cells, run, strict=True), 1):
+        cell.outputs, cell.execution_count = [_clean(o) for o in other.outputs if _wanted(o)], count
 
 
 def _wanted(output) -> bool:
@@ -124,9 +139,11 @@ def write_readme(profile: str) -> None:
 def main(profile: str = "micro") -> None:
     for name in TABLES:  # before any evidence is replaced
         _place((repo_root() / "README.md").read_text(), name)
+    executed = with_outputs(profile)
     keep_run(profile)
     ship_checkpoints(profile)
-    store_outputs(profile)
+    for path, notebook in executed.items():
+        nbformat.write(notebook, path)
     write_readme(profile)
     print(f"kept in {reference_folder(profile).relative_to(repo_root())}; README and notebooks are up to date")
 
