@@ -187,7 +187,7 @@ def test_outputs_of_other_code_are_refused(tmp_path, monkeypatch):
     nbformat.write(run, folder / "notebook.ipynb")
     stored = with_outputs("micro")[path]
     assert stored.cells[places[-1]].outputs[0].text == "of the run" and len(stored.cells) == len(run.cells) - 1
-    run.cells[places[-1]].source += " "
+    run.cells[places[-1] + 1].source += " "
     nbformat.write(run, folder / "notebook.ipynb")
     with pytest.raises(KitError, match=f"{name}.ipynb has other code than its run"):
         with_outputs("micro")
