@@ -94,6 +94,14 @@ def test_runs_that_solve_nothing_are_not_the_same_run():
     assert line.returned.ci_high - line.returned.value == pytest.approx(reach(1 / 2 + 1), rel=1e-3)  # denoised: one run, twice
 
 
+def test_trials_that_no_seed_links_are_not_compared():
+    rows = [*controls(), row("far", 0.0, "x", bits(50), seed=9, experiment="rules")]
+    rows.append(row("", 0.0, "", bits(40), 9, experiment="start"))
+    fit = fits(rows)[1.0]
+    assert math.isnan(fit.difference(["rules: far 0, x"], ["rules: a 0, x"]).value)
+    assert fit.difference(["rules: a 0, x"], ["rules: b 0, x"]).value == pytest.approx(0.1)
+
+
 def test_share_has_an_interval():
     """Fieller: all g for which returned - g harm is not surely other than 0."""
     rows = [*controls(), *rows_of(0, noisy=(60, 30), denoised=(60, 50))[1:]]

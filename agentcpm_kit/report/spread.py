@@ -40,6 +40,7 @@ class Fit:
     seeds: dict[str, int]  # trial -> how many seeds it has
     coefficients: np.ndarray
     inverse: np.ndarray  # of the normal equations: covariance of the coefficients is spread^2 times this
+    known: np.ndarray  # projection on what the runs tell
     spread: float
     freedom: int
 
@@ -50,13 +51,14 @@ class Fit:
         unique = runs.assign(trial=runs.key.map(stands), score=runs.score.fillna(0.0)).drop_duplicates(["trial", "seed"])
         trials, seeds = (pd.get_dummies(unique[name], dtype=float) for name in ("trial", "seed"))
         design = np.hstack([trials.to_numpy(), seeds.to_numpy()])
-        inverse = np.linalg.pinv(design.T @ design)
+        normal = design.T @ design
+        inverse = np.linalg.pinv(normal)
         coefficients = inverse @ design.T @ unique.score.to_numpy()
         freedom = len(unique) - np.linalg.matrix_rank(design)
         left = float(((unique.score - design @ coefficients) ** 2).sum())
         places, counts = {name: i for i, name in enumerate(trials.columns)}, unique.trial.value_counts()
         return cls({key: places[trial] for key, trial in stands.items()}, {key: int(counts[t]) for key, t in stands.items()},
-                   coefficients, inverse, math.sqrt(left / freedom) if freedom else math.nan, int(freedom))
+                   coefficients, inverse, inverse @ normal, math.sqrt(left / freedom) if freedom else math.nan, int(freedom))
 
     def reach(self, variance: float) -> float:
         """Half a 95% interval of what varies `variance` times as much as one run: 2 for the difference of two."""
@@ -71,9 +73,13 @@ class Fit:
         return weights
 
     def difference(self, after: Trials, before: Trials) -> Estimate:
-        """Mean score of some trials minus that of others; `n` is the least number of seeds of any."""
+        """Mean score of some trials minus that of others; `n` is the least number of seeds of any.
+
+        Unknown (nan) where no seed, not even by way of other trials, links the two.
+        """
         weights = self.contrast(after, before)
-        value, half = float(weights @ self.coefficients), self.reach(weights @ self.inverse @ weights)
+        linked = np.allclose(weights @ self.known, weights, atol=1e-6)
+        value, half = float(weights @ self.coefficients) if linked else math.nan, self.reach(weights @ self.inverse @ weights)
         return Estimate(value, self._seeds(after, before), value - half, value + half)
 
     def ratio(self, part: tuple[Trials, Trials], whole: tuple[Trials, Trials]) -> Estimate:
