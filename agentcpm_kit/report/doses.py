@@ -33,6 +33,12 @@ def trials(rows: Sequence[dict], experiment: str) -> pd.DataFrame:
     return frame
 
 
+def by_trial(rows: Sequence[dict], experiment: str) -> dict[str, pd.DataFrame]:
+    """Name -> runs of each trial of an experiment, those with most seeds first."""
+    found = dict(tuple(trials(rows, experiment).groupby("trial", sort=False)))
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
 def outcomes(runs: pd.DataFrame) -> dict[int, np.ndarray]:
     """Seed -> share of its runs that solve a test task, for each task; a run without a score has solved none."""
     found = [[int(c) for c in run.outcomes] if isinstance(run.outcomes, str) else [0] * run.n for run in runs.itertuples()]
@@ -142,28 +148,18 @@ def by_source(rows: Sequence[dict]) -> pd.DataFrame:
 def draw_map(rows: Sequence[dict], rate: float):
     """Small multiples, a panel per source: score after RL by dose, undenoised and denoised.
 
-    Crosses mark cells where runs collapsed, hollow marks those where nothing was learned.
-
-    Returns the figure. Means over seeds with 95% intervals; the dashed line is the model before RL.
+    Returns the figure. Means over seeds with 95% intervals; the dashed line is the model before RL. Crosses mark cells where
+    runs collapsed, hollow marks those where nothing was learned.
     """
-    from .figures import COLOURS, MARKS, interval, new_figure
+    from .figures import new_figure
 
-    frame = trials(rows, "dose")
-    fit = fits(rows)[rate]
-    sources = list(dict.fromkeys(frame.source[frame.dose > 0]))
+    frame, fit = trials(rows, "dose"), fits(rows)[rate]
     doses = sorted(frame.dose.unique())
     figure, panels = new_figure(3, rows=3, figsize=(9.6, 8.0), sharex=True, sharey=True)
-    for axes, source in zip(panels.flat, sources, strict=False):
+    for axes, source in zip(panels.flat, dict.fromkeys(frame.source[frame.dose > 0]), strict=False):
         for j, arm in enumerate(("undenoised", "denoised")):
-            cells = [(x, c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
-            points = [(x + 0.12 * (j - 0.5), score(c, fit)) for x, c in cells]
-            arms = list(zip(*(interval(p.fields()) for _, p in points), strict=True))
-            axes.errorbar([x for x, _ in points], [p.value for _, p in points], yerr=arms, color=COLOURS[j + 1],
-                          marker=MARKS[j + 1], markersize=4, capsize=2, label=arm)
-            lost = [(x, p.value) for (x, p), (_, c) in zip(points, cells, strict=True) if c.collapsed.any()]
-            axes.plot([x for x, _ in lost], [y for _, y in lost], "x", color="black", markersize=9)
-            idle = [(x, p.value) for (x, p), (_, c) in zip(points, cells, strict=True) if c.unmoved.any()]
-            axes.plot([x for x, _ in idle], [y for _, y in idle], MARKS[j + 1], color=COLOURS[j + 1], mfc="white", markersize=6)
+            found = [(x + 0.12 * (j - 0.5), c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
+            _draw_arm(axes, found, fit, j + 1, arm)
         axes.axhline(frame.start.mean(), color="grey", linestyle="--", linewidth=1)
         axes.set_title(source.replace("_", " "), fontsize=10)
         axes.set_xticks(range(len(doses)), [f"{d:g}" for d in doses])
@@ -172,17 +168,30 @@ def draw_map(rows: Sequence[dict], rate: float):
     for axes in panels[:, 0]:
         axes.set_ylabel("test tasks solved")
     panels.flat[0].set_ylim(bottom=0)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=2, loc="outside upper center")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), ncols=2, loc="outside upper center")
     return figure
+
+
+def _draw_arm(axes, found: list[tuple[float, pd.DataFrame]], fit: Fit, style: int, name: str) -> None:
+    """One arm of a panel: its cells with their places."""
+    from .figures import COLOURS, MARKS, interval
+
+    colour, mark, scores = COLOURS[style], MARKS[style], [score(runs, fit) for _, runs in found]
+    arms = list(zip(*(interval(s.fields()) for s in scores), strict=True))
+    axes.errorbar([x for x, _ in found], [s.value for s in scores], yerr=arms, color=colour, marker=mark, markersize=4, capsize=2,
+                  label=name)
+    for (x, runs), s in zip(found, scores, strict=True):
+        if runs.collapsed.any():
+            axes.plot(x, s.value, "x", color="black", markersize=9, zorder=4)
+        if runs.unmoved.any():
+            axes.plot(x, s.value, mark, color=colour, mfc="white", markersize=7, zorder=4)
 
 
 def draw_trials(rows: Sequence[dict], experiment: str):
     """Each trial's score after RL minus that of the one it is compared with (`baseline`), paired, with 95% intervals."""
     from .figures import COLOURS, interval, new_figure
 
-    frame = trials(rows, experiment)
-    fit_at, by_name = fits(rows), dict(tuple(frame.groupby("trial", sort=False)))
+    fit_at, by_name = fits(rows), by_trial(rows, experiment)
     names = [name for name in by_name if name != baseline(experiment, name)][::-1]
     found = [difference(by_name[name], by_name[baseline(experiment, name)], fit_at[by_name[name].rate.iloc[0]])
              for name in names]

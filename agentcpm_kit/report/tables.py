@@ -10,7 +10,7 @@ from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
 from .claims import judge_claims, metric_text
-from .doses import baseline, by_source, difference, fits, harms, score, trials
+from .doses import baseline, by_source, by_trial, difference, fits, harms, score
 from .results import StageResult, finished_stages, over_seeds
 
 
@@ -165,7 +165,7 @@ def trials_table(_profile: str) -> str:
     starts = [r["score"] for r in found if r["experiment"] == "start"]
     rows = [("-", "before RL", len(starts), _short(mean(starts)), "")]
     for experiment in [e for e in ("rules", "collapse", "published", "losses") if e in known]:
-        by_name = dict(tuple(trials(found, experiment).groupby("trial", sort=False)))
+        by_name = by_trial(found, experiment)
         for name, lines in by_name.items():
             fit, other = fit_at[lines.rate.iloc[0]], baseline(experiment, name)
             against = "" if other == name else f"{_short(difference(lines, by_name[other], fit))} (- {other})"
