@@ -100,13 +100,17 @@ def work_list(options, profile: Profile) -> list[tuple[Trial | None, int]]:
     """What is still to be done, seed by seed: the first seed's map is whole before the second one's begins.
 
     Raises:
-        KitError: the rows that are there are of other settings.
+        KitError: no model, no such trial, or the rows that are there are of other settings.
     """
+    if not (options.model / "model.safetensors").is_file():
+        raise KitError(f"no model in {options.model}; --model takes the folder of one")
     rows = read_jsonl(options.out / "rows.jsonl")
     if {r["settings"] for r in rows} - {settings_hash(profile, options.model, options.tests)}:
         raise KitError(f"{options.out}/rows.jsonl holds trials of other settings; choose another --out")
     done = {(r["experiment"], r["trial"], r["seed"]) for r in rows}
     trials = [t for name in options.experiments for t in EXPERIMENTS[name](profile) if options.only in t.name]
+    if not trials:
+        raise KitError(f"no trial of {', '.join(options.experiments)} holds the text {options.only!r}; see rl_experiments.py")
     starts = [(None, seed) for seed in options.seeds if ("start", "before RL", seed) not in done]
     return starts + [(t, seed) for seed in options.seeds for t in trials if (t.experiment, t.name, seed) not in done]
 
@@ -173,13 +177,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl; trials that it holds are not repeated")
     parser.add_argument("--work", type=Path, default=repo_root() / "results/rl_trials", help="folder for checkpoints")
     options = parser.parse_args()
-    profile = load_profile(options.profile)
-    if options.steps:
-        profile = profile.model_copy(update={"rl": profile.rl.changed(steps=options.steps)})
     try:
+        profile = load_profile(options.profile)
+        if options.steps:
+            profile = profile.model_copy(update={"rl": profile.rl.changed(steps=options.steps)})
         todo = work_list(options, profile)
     except KitError as error:
         parser.error(str(error))
+    print(f"{len(todo)} trials to do, {options.workers} at once; micro's take two to four minutes each on a core", flush=True)
     settings = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}
     write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": describe(0)})
     try:

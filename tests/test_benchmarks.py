@@ -168,6 +168,18 @@ def test_rl_trials_resume_and_draw(tmp_path):
     assert (tmp_path / "rows.jsonl").read_text() == text
 
 
+@pytest.mark.parametrize("mistake, told", [
+    (["--only", "drop_fault5"], "no trial of rules holds the text 'drop_fault5'"), (["--profile", "smok"], "smok"),
+    (["--model", "nowhere"], "no model in nowhere")])
+def test_rl_trials_says_what_is_wrong(mistake, told, monkeypatch, tmp_path, capsys):
+    import rl_trials
+
+    monkeypatch.setattr(sys, "argv", ["rl_trials.py", "--experiments", "rules", "--out", str(tmp_path), *mistake])
+    with pytest.raises(SystemExit):
+        rl_trials.main()
+    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_the_map_has_every_source_alone_and_all_together():
     import rl_experiments
 

@@ -18,6 +18,7 @@ or punish is a way of playing that a policy can learn, or unlearn.
 import random
 
 from ..agent.trajectory import Context, EndReason, Trajectory
+from ..errors import KitError
 from ..profile import Noise
 from ..world import FaultPlan
 
@@ -26,7 +27,13 @@ SHORT_TURNS = 1
 
 
 def scaled(noise: Noise, factor: float) -> Noise:
-    """Every source times `factor`, at most 1."""
+    """Every source times `factor`, at most 1.
+
+    Raises:
+        KitError: a negative factor.
+    """
+    if factor < 0:
+        raise KitError(f"noise_scale is {factor:g}; it multiplies shares, so that it cannot be below 0")
     return Noise(**{name: min(1.0, rate * factor) for name, rate in noise.model_dump().items()})
 
 
