@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -149,4 +150,7 @@ def main(profile: str = "micro") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KitError as error:
+        sys.exit(f"error: {error}")
