@@ -137,6 +137,11 @@ def test_a_source_is_judged_by_the_mean_of_its_doses():
     assert by_source(rows_of(0)).iloc[0].share.value == pytest.approx(2 / 3)  # over tasks it is
 
 
+def test_lines_are_in_order_whatever_the_order_of_the_rows():
+    rows = [*rows_of(0)[::-1], *(row(r["source"], r["dose"], r["arm"], r["outcomes"], rate=0.5) for r in rows_of(0)[1:])]
+    assert harms(rows)[["rate", "dose"]].to_numpy().tolist() == [[rate, dose] for rate in (0.5, 1.0) for dose in (0.0, 0.1, 0.4)]
+
+
 def test_a_denoised_run_that_is_still_its_start_is_told():
     rows = [*rows_of(0), row("all", 0.8, "undenoised", bits(20)), row("all", 0.8, "denoised", bits(40))]
     assert harms(rows).set_index("dose").unmoved.to_dict() == {0.0: 0, 0.1: 0, 0.4: 0, 0.8: 1}

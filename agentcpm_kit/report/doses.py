@@ -104,7 +104,7 @@ def cell(frame: pd.DataFrame, source: str, dose: float, rate: float, arm: str) -
 
 
 def harms(rows: Sequence[dict]) -> pd.DataFrame:
-    """A line per source, dose and learning rate: what noise costs the undenoised arm, what denoising returns, who collapses.
+    """A line per learning rate, dose and source: what noise costs the undenoised arm, what denoising returns, who collapses.
 
     `harm` is clean minus noisy, `returned` denoised minus noisy, `share` the second over the first where noise hurts for sure.
     Where the denoised arm is `unmoved`, the rules dropped all, and returned is what not to learn returns. The source "none" is
@@ -117,7 +117,7 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
         if min(map(len, (clean, noisy, denoised))):
             lines.append({"source": source, "dose": dose, "rate": rate, "noisy": score(noisy, fit),
                           "denoised": score(denoised, fit)} | _harm(clean, noisy, denoised, fit))
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).sort_values(["rate", "dose"], kind="stable")  # rows come as they were finished
 
 
 def _harm(clean: pd.DataFrame, noisy: pd.DataFrame, denoised: pd.DataFrame, fit: Fit) -> dict:
