@@ -109,3 +109,8 @@ def test_short_episodes_and_faults_are_not_cut():
     everything = Noise(turn_limit=1.0, context_limit=1.0)
     for trajectory in (episode(False, turns=1), episode(None)):
         assert truncate(trajectory, everything, random.Random(0)) is trajectory
+
+
+def test_noise_cannot_be_scaled_below_zero():
+    with pytest.raises(KitError, match="noise_scale is -1"):
+        scaled(ALL, -1)
