@@ -126,15 +126,14 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def made_by() -> str:
+def made_by(env: dict) -> str:
     """The commit, of which each row tells: a map grows over days, and commits."""
-    made = describe(0)
-    return (made["commit"] or "unknown")[:7] + "-dirty" * made["dirty"]
+    return (env["commit"] or "unknown")[:7] + "-dirty" * env["dirty"]
 
 
-def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile) -> int:
+def run_all(todo: list[tuple[Trial | None, int]], options, profile: Profile, env: dict) -> int:
     """Run trials, `options.workers` at once, and append each row as it comes; how many of them failed."""
-    began, failed, made_at = time.time(), 0, {"commit": made_by()}
+    began, failed, made_at = time.time(), 0, {"commit": made_by(env)}
     common = (options.model, profile, options.tests)
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
     with pool:
@@ -185,10 +184,10 @@ def main() -> int:
     except KitError as error:
         parser.error(str(error))
     print(f"{len(todo)} trials to do, {options.workers} at once; micro's take two to four minutes each on a core", flush=True)
-    settings = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}
-    write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": describe(0)})
+    settings, env = {"rl": profile.rl.model_dump(), "noise": profile.noise.model_dump()}, describe(0)
+    write_json(options.out / "env.json", {"command": " ".join(sys.argv), "settings": settings, "env": env})
     try:
-        return 1 if run_all(todo, options, profile) else 0
+        return 1 if run_all(todo, options, profile, env) else 0
     finally:  # also of a part of the map, where the rest is left for another time
         draw_all(read_jsonl(options.out / "rows.jsonl"), options.out)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 
 import numpy as np
@@ -23,6 +23,10 @@ class Estimate:
 
     def fields(self) -> dict:
         return asdict(self)
+
+    def of_share(self) -> "Estimate":
+        """The same with its interval cut to [0, 1], where a share must lie."""
+        return replace(self, ci_low=max(0.0, self.ci_low), ci_high=min(1.0, self.ci_high))
 
 
 def rate(successes: int, n: int) -> Estimate:
@@ -93,5 +97,4 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def mean_pass_at_k(correct: Sequence[int], runs: int, k: int) -> Estimate:
     """pass@k averaged over tasks; `correct[i]` of `runs` runs of task i are correct. The interval is over tasks."""
-    estimate = mean([pass_at_k(runs, int(c), k) for c in correct])
-    return Estimate(estimate.value, estimate.n, max(0.0, estimate.ci_low), min(1.0, estimate.ci_high))
+    return mean([pass_at_k(runs, int(c), k) for c in correct]).of_share()

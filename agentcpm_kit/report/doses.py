@@ -7,7 +7,6 @@ where those are lucky.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,14 +15,15 @@ from ..evaluate.metrics import Estimate, mean, paired_difference, paired_ratio
 from .spread import Fit
 
 HALF = 0.5  # a run whose policy solves less than this share of what the start solves has collapsed; our assumption
-
+ARMS = ("undenoised", "denoised")
 CONTROLS = ("rules", "collapse")  # the experiments that have them, one for each learning rate
 CONTROLS_OF = {"clean": "no rule", "clean, more questions": "no rule, more questions", "clean, all rules": "clean"}
 
 
-def trials(rows: Sequence[dict], experiment: str) -> pd.DataFrame:
-    """One experiment's rows, with what the start of the same seed solves, whether the run collapsed and whether it learned."""
-    frame = pd.DataFrame([{"rate": 1.0} | r for r in rows if r["experiment"] == experiment])
+def trials(rows: Sequence[dict], experiment: str | None = None) -> pd.DataFrame:
+    """Rows of one experiment, or of all, with what the start of the same seed solves, and whether a run collapsed or learned."""
+    wanted = {experiment} if experiment else {r["experiment"] for r in rows} - {"start"}
+    frame = pd.DataFrame([{"rate": 1.0} | r for r in rows if r["experiment"] in wanted])
     starts = {r["seed"]: r for r in rows if r["experiment"] == "start"}
     frame["start"] = frame.seed.map({seed: r["score"] for seed, r in starts.items()})
     frame["start_outcomes"] = frame.seed.map({seed: r["outcomes"] for seed, r in starts.items()})
@@ -48,9 +48,7 @@ def outcomes(runs: pd.DataFrame) -> dict[int, np.ndarray]:
 
 def fits(rows: Sequence[dict]) -> dict[float, Fit]:
     """Learning rate (times the profile's) -> all runs at that rate as trial + seed + spread."""
-    known = dict.fromkeys(r["experiment"] for r in rows)
-    frame = pd.concat([trials(rows, name) for name in known if name != "start"])
-    return {rate: Fit.of(runs) for rate, runs in frame.groupby("rate")}
+    return {rate: Fit.of(runs) for rate, runs in trials(rows).groupby("rate")}
 
 
 def difference(after: pd.DataFrame, before: pd.DataFrame, fit: Fit) -> Estimate:
@@ -78,15 +76,11 @@ def _paired(after: pd.DataFrame, before: pd.DataFrame) -> tuple[np.ndarray, np.n
 
 def score(trial: pd.DataFrame, fit: Fit) -> Estimate:
     """Share of test tasks that a trial's own runs solve, on average over its seeds."""
-    found = [each.mean() for each in outcomes(trial).values()]
+    found = list(outcomes(trial).values())
     if not fit.freedom:
-        return _within_0_and_1(mean(np.concatenate(list(outcomes(trial).values()))))
-    value, half = float(np.mean(found)), fit.reach(1 / len(found))
-    return _within_0_and_1(Estimate(value, len(found), value - half, value + half))
-
-
-def _within_0_and_1(estimate: Estimate) -> Estimate:
-    return replace(estimate, ci_low=max(0.0, estimate.ci_low), ci_high=min(1.0, estimate.ci_high))
+        return mean(np.concatenate(found)).of_share()
+    value, half = float(np.mean([each.mean() for each in found])), fit.reach(1 / len(found))
+    return Estimate(value, len(found), value - half, value + half).of_share()
 
 
 def baseline(experiment: str, trial: str) -> str:
@@ -113,7 +107,7 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
     frame, fit_at, lines = trials(rows, "dose"), fits(rows), []
     for (source, dose, rate), _ in frame.groupby(["source", "dose", "rate"], sort=False):
         fit, clean = fit_at[rate], cell(frame, source, 0.0, rate, "undenoised")
-        noisy, denoised = (cell(frame, source, dose, rate, arm) for arm in ("undenoised", "denoised"))
+        noisy, denoised = (cell(frame, source, dose, rate, arm) for arm in ARMS)
         if min(map(len, (clean, noisy, denoised))):
             lines.append({"source": source, "dose": dose, "rate": rate, "noisy": score(noisy, fit),
                           "denoised": score(denoised, fit)} | _harm(clean, noisy, denoised, fit))
@@ -137,7 +131,7 @@ def by_source(rows: Sequence[dict]) -> pd.DataFrame:
     frame, table, fit_at, lines = trials(rows, "dose"), harms(rows), fits(rows), []
     for (source, rate), cells in table[table.dose > 0].groupby(["source", "rate"], sort=False):
         runs = frame[(frame.source == source) & (frame.rate == rate) & frame.dose.isin(cells.dose)]
-        arms = [runs[runs.arm == arm] for arm in ("undenoised", "denoised")]
+        arms = [runs[runs.arm == arm] for arm in ARMS]
         cells = cells.sort_values("dose", ascending=False)
         begin = cells.dose[cells.hurts.cumprod().astype(bool)].min()  # nan where the highest dose does not hurt
         lines.append({"source": source, "rate": rate, "hurts_from": begin}
@@ -157,7 +151,7 @@ def draw_map(rows: Sequence[dict], rate: float):
     doses = sorted(frame.dose.unique())
     figure, panels = new_figure(3, rows=3, figsize=(9.6, 8.0), sharex=True, sharey=True)
     for axes, source in zip(panels.flat, dict.fromkeys(frame.source[frame.dose > 0]), strict=False):
-        for j, arm in enumerate(("undenoised", "denoised")):
+        for j, arm in enumerate(ARMS):
             found = [(x + 0.12 * (j - 0.5), c) for x, d in enumerate(doses) if len(c := cell(frame, source, d, rate, arm))]
             _draw_arm(axes, found, fit, j + 1, arm)
         axes.axhline(frame.start.mean(), color="grey", linestyle="--", linewidth=1)
