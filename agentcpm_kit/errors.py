@@ -13,6 +13,6 @@ class KitError(Exception):
 def unknown(kind: str, name: str, known) -> KitError:
     """Error for a name that does not exist, with the nearest one that does."""
     known = sorted(str(k) for k in known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1, cutoff=0.5) if len(name) > 2 else []  # '13' is not meant to be '11'
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return KitError(f"unknown {kind} {name!r}; {hint}")

@@ -13,7 +13,8 @@ from agentcpm_kit.agent.trajectory import EndReason, Trajectory
 from agentcpm_kit.evaluate.runner import suite
 from agentcpm_kit.evaluate.scorers import score
 from agentcpm_kit.micro.tokenizer import CHAT_TEMPLATE, SPECIALS
-from agentcpm_kit.profile import Limits, load_profile, repo_root
+from agentcpm_kit.profile import load_profile, repo_root
+from agentcpm_kit.sections import Limits
 from agentcpm_kit.world import FaultPlan, Task, Tools, load_family
 from agentcpm_kit.world.faults import KINDS, TOOLS, ToolFault
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from agentcpm_kit.profile import Noise, Profile
+from agentcpm_kit.profile import Profile
+from agentcpm_kit.sections import Noise
 from agentcpm_kit.train.denoise import NO_RULES, Rules
 from agentcpm_kit.train.losses import LOSSES
 from agentcpm_kit.train.noise import CLEAN

@@ -15,7 +15,7 @@ from agentcpm_kit.agent.engines import Engine, Sample, TransformersEngine, Turn,
 from agentcpm_kit.agent.engines.base import Ended
 from agentcpm_kit.agent.episode import run_episodes, world_tools
 from agentcpm_kit.agent.messages import Renderer, extract_answer, first_messages, parse_tool_calls
-from agentcpm_kit.profile import Limits
+from agentcpm_kit.sections import Limits
 from agentcpm_kit.world import Task, Tools
 
 PAUSE_S = 0.0005

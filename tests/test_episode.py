@@ -15,7 +15,7 @@ from agentcpm_kit.agent.oracle import OracleEngine
 from agentcpm_kit.agent.trajectory import EndReason, Trajectory, read_trajectories, write_trajectories
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.runner import evaluate_agent, suite
-from agentcpm_kit.profile import Limits
+from agentcpm_kit.sections import Limits
 from agentcpm_kit.world import FaultPlan, make_tasks
 from agentcpm_kit.world.faults import ToolFault
 from agentcpm_kit.world.tools import tool_schemas

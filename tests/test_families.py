@@ -11,7 +11,7 @@ from agentcpm_kit.agent.trajectory import EndReason
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.scorers import is_right, score
 from agentcpm_kit.evaluate.shortcuts import closed_book, first_hit
-from agentcpm_kit.profile import Limits
+from agentcpm_kit.sections import Limits
 from agentcpm_kit.world import FAMILIES, Task, Tools, WorldSpec, load_family
 from agentcpm_kit.world import tasks as task_files
 from agentcpm_kit.world.families import build

@@ -5,7 +5,8 @@ import pytest
 from agentcpm_kit.agent.engines import TransformersEngine, open_engine, openai
 from agentcpm_kit.agent.engines.openai import OpenAIEngine
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.profile import Served, load_profile, repo_root
+from agentcpm_kit.profile import load_profile, repo_root
+from agentcpm_kit.sections import Served
 
 MERGED = repo_root() / "data/models/micro-merge"
 

@@ -6,7 +6,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from agentcpm_kit.artefacts import write_checksums
-from agentcpm_kit.profile import Trim, load_profile
+from agentcpm_kit.profile import load_profile
+from agentcpm_kit.sections import Trim
 from agentcpm_kit.train.merge import merge
 from agentcpm_kit.train.merge_grid import (
     Candidate,

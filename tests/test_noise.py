@@ -9,7 +9,7 @@ from agentcpm_kit.agent.oracle import OracleEngine
 from agentcpm_kit.agent.trajectory import EndReason, Trajectory
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.scorers import score
-from agentcpm_kit.profile import Noise
+from agentcpm_kit.sections import Noise
 from agentcpm_kit.train.data import training_tasks
 from agentcpm_kit.train.noise import CLEAN, alone, cut, judge, scaled, truncate, turn_ends, turns_within
 

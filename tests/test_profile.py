@@ -102,6 +102,7 @@ def test_a_changed_section_is_checked_as_a_profile_is(values, hint):
 
 def test_unknown_names_the_nearest_or_all():
     assert "did you mean 'micro'" in str(unknown("profile", "mirco", ["micro", "smoke"]))
+    assert "known: 01, 11" in str(unknown("stage", "13", ["01", "11"]))  # two characters resemble anything
     assert "known: micro, smoke" in str(unknown("profile", "zzz", ["smoke", "micro"]))
 
 

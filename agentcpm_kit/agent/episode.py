@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KitError
-from ..profile import Limits
+from ..sections import Limits
 from ..world.faults import FaultPlan, ToolFault
 from ..world.tasks import Task
 from ..world.tools import SEPARATOR, Tools, ToolSet

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from ..errors import KitError
-from ..profile import SFT, Profile
+from ..profile import Profile
+from ..sections import SFT
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

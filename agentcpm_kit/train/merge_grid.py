@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..profile import Merge
+from ..sections import Merge
 from .merge import base_and_tuned, merge_config
 from .merge_methods import Value, methods, parameters_of
 

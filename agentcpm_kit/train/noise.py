@@ -1,4 +1,4 @@
-"""Models of reward noise, seeded, each with its own dial from 0 to 1 (`profile.Noise`): the share hit of those it can hit.
+"""Models of reward noise, seeded, each with its own dial from 0 to 1 (`sections.Noise`): the share hit of those it can hit.
 
 All are our assumption: the paper's own taxonomy of noise is unpublished, and these are the ways in which a reward can go
 wrong that its public code filters.
@@ -19,7 +19,7 @@ import random
 
 from ..agent.trajectory import Context, EndReason, Trajectory
 from ..errors import KitError
-from ..profile import Noise
+from ..sections import Noise
 from ..world import FaultPlan
 
 CLEAN = Noise()

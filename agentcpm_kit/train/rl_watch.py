@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..agent.engines import TransformersEngine
 from ..errors import KitError
-from ..profile import RL
+from ..sections import RL
 from .loading import not_finite
 
 LOGGED = ("loss", "grad_norm")

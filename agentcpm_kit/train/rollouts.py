@@ -21,7 +21,8 @@ from ..agent.trajectory import Trajectory, read_trajectories, write_trajectories
 from ..evaluate.runner import refuse_lost
 from ..evaluate.scorers import score
 from ..files import write_json
-from ..profile import Noise, Profile
+from ..profile import Profile
+from ..sections import Noise
 from ..world import Task, make_tasks
 from .denoise import NO_RULES, DenoisedGroup, Rollout, Rules, denoise_group
 from .noise import CLEAN, fault_plan, judge, truncate

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ..errors import KitError
 from ..files import write_atomic
-from ..profile import SFT, Profile
+from ..profile import Profile
+from ..sections import SFT
 from .data import IGNORED
 from .loading import in_length_groups, last_checkpoint, load_for_training, not_finite, saves_memory, without_triton
 from .retention import anchored
