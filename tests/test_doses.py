@@ -76,7 +76,9 @@ def test_clean_runs_of_other_seeds_count_for_every_cell():
     """A map of one seed, whose clean run is the first of the controls "b": its second seed is taken into account."""
     rows = [*controls(), row("none", 0.0, "undenoised", bits(30)[::-1]), row("none", 0.0, "denoised", bits(60)),
             row("all", 0.4, "undenoised", bits(20)), row("all", 0.4, "denoised", bits(25))]
-    harm = harms(rows).set_index("dose").loc[0.4, "harm"]
+    line = harms(rows).set_index("dose").loc[0.4]
+    harm = line.harm
+    assert (line.seeds, harms(rows).set_index("dose").loc[0, "seeds"]) == (1, 1)  # the control "denoised" is a single run
     # trial b is .3 and .7, seed 0 is .3 below seed 1 (mean of .2 and .4): expected of b on seed 0 is .35, not .3
     assert harm.value == pytest.approx(0.15) and harm.ci_high - 0.15 == pytest.approx(reach(1 + 3 / 4), rel=1e-3)
 

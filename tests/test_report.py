@@ -191,3 +191,27 @@ def test_outputs_of_other_code_are_refused(tmp_path, monkeypatch):
     nbformat.write(run, folder / "notebook.ipynb")
     with pytest.raises(KitError, match=f"{name}.ipynb has other code than its run"):
         with_outputs("micro")
+
+
+def test_keeping_a_seed_leaves_the_others_as_they_were(tmp_path, monkeypatch):
+    from agentcpm_kit.report import reference
+
+    monkeypatch.setattr(reference, "reference_folder", lambda profile: tmp_path / "kept" / profile)
+    monkeypatch.setenv("AGENTCPM_KIT_RESULTS", str(tmp_path / "results"))
+    for seed, stage, value in ((0, "05_merge", 0.1), (1, "05_merge", 0.2), (1, "07_rl", 0.3)):
+        write_metrics(tmp_path / f"kept/micro/seed{seed}/{stage}", both=value)
+    write_metrics(tmp_path / "results/micro/seed1/07_rl", both=0.9)
+    reference.keep_run("micro")
+    kept = {p.parent.relative_to(tmp_path / "kept/micro").as_posix(): json.loads(p.read_text())["both"]["value"]
+            for p in (tmp_path / "kept/micro").glob("seed*/*/metrics.json")}
+    assert kept == {"seed0/05_merge": 0.1, "seed1/05_merge": 0.2, "seed1/07_rl": 0.9}
+
+
+def test_runs_of_this_machine_stand_before_the_committed_ones(results):
+    from agentcpm_kit.report.results import with_reference
+
+    write_metrics(results / "micro/seed0/07_rl", both=0.9)
+    write_metrics(results / "micro/seed7/07_rl", both=0.8)
+    found = [s for s in with_reference("micro") if s.name == "07_rl"]
+    assert [s.seed for s in found] == [f"seed{n}" for n in (0, 1, 2, 3, 4, 7)]
+    assert [s.seed for s in found if results in s.folder.parents] == ["seed0", "seed7"]

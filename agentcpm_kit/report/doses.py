@@ -1,9 +1,9 @@
 """Reads and draws the trials of ``benchmarks/rl_trials.py``: what reward noise costs RL, and what denoising returns.
 
-Scores are compared on the same questions, sampling and test tasks of a seed; how far runs spread, `spread` takes from the trials
-with several seeds, one number for each learning rate. At the larger one, some trials collapse on some seeds: a common spread is
-too narrow for these and too wide for the others. All cells of a rate are compared with the same clean runs, and err together
-where those are lucky.
+Seeds share questions, sampling and test tasks. Scores are compared as a fit of trial + seed to all runs expects them
+(`spread`), which also takes from the trials with several seeds how far runs spread, one number for each learning rate. At the
+larger one, some trials collapse on some seeds: a common spread is too narrow for these and too wide for the others. All cells
+of a rate are compared with the same clean runs, and err together where those are lucky.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,8 @@ def harms(rows: Sequence[dict]) -> pd.DataFrame:
 
     `harm` is clean minus noisy, `returned` denoised minus noisy, `share` the second over the first where noise hurts for sure.
     Where the denoised arm is `unmoved`, the rules dropped all, and returned is what not to learn returns. The source "none" is
-    the control: what the rules do to clean rewards, which is no denoising.
+    the control: what the rules do to clean rewards, which is no denoising. `seeds` counts the runs behind each side of a
+    difference, those of other experiments that are the same run included; `collapsed` is of the map's own runs.
     """
     frame, fit_at, lines = trials(rows, "dose"), fits(rows), []
     for (source, dose, rate), _ in frame.groupby(["source", "dose", "rate"], sort=False):
@@ -120,7 +121,8 @@ def _harm(clean: pd.DataFrame, noisy: pd.DataFrame, denoised: pd.DataFrame, fit:
     return {"harm": harm, "returned": returned, "hurts": hurts,
             "share": _share((denoised, noisy), (clean, noisy), fit) if hurts else None,
             "collapsed": noisy.collapsed.mean(), "collapsed_denoised": denoised.collapsed.mean(),
-            "unmoved": denoised.unmoved.mean(), "seeds": noisy.seed.nunique()}
+            "unmoved": denoised.unmoved.mean(),
+            "seeds": min(harm.n, returned.n) if fit.freedom else noisy.seed.nunique()}
 
 
 def by_source(rows: Sequence[dict]) -> pd.DataFrame:
@@ -182,7 +184,7 @@ def _draw_arm(axes, found: list[tuple[float, pd.DataFrame]], fit: Fit, style: in
 
 
 def draw_trials(rows: Sequence[dict], experiment: str):
-    """Each trial's score after RL minus that of the one it is compared with (`baseline`), paired, with 95% intervals."""
+    """Each trial's score after RL minus that of the one it is compared with (`baseline`), with 95% intervals."""
     from .figures import COLOURS, interval, new_figure
 
     fit_at, by_name = fits(rows), by_trial(rows, experiment)

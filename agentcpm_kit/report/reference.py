@@ -28,14 +28,14 @@ LARGEST_ROWS = 400_000  # bytes; evidence is committed small
 
 
 def keep_run(profile: str) -> None:
-    """Copy every finished stage of every seed, without checkpoints."""
+    """Copy every finished stage of every seed, without checkpoints. What was not run here stays as it was kept before."""
     target = reference_folder(profile)
     stages = finished_stages(results_root() / profile)
     if not stages:
         raise KitError(f"no finished run of {profile} to keep; `agentcpm-kit run --profile {profile}` makes one")
-    shutil.rmtree(target, ignore_errors=True)
     for stage in stages:
         out = target / stage.path
+        shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         for name in KEPT:
             source = stage.folder / name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..evaluate.metrics import mean
 from ..pipeline import default_parameters
-from ..profile import load_profile
+from ..profile import load_profile, repo_root, results_root
 from ..stage import input_hash, is_done, notebooks, stages_read
 
 
@@ -49,6 +49,12 @@ class StageResult:
         return sorted((self.folder / "figures").glob("*.png"))
 
 
+def with_reference(profile: str) -> list[StageResult]:
+    """Finished stages of this machine's runs, and the committed ones of those seeds and stages that were not run here."""
+    roots = (repo_root() / "results/reference" / profile, results_root() / profile)
+    return _ordered({stage.path: stage for root in roots for stage in finished_stages(root)}.values())
+
+
 def over_seeds(stages: Iterable[StageResult]) -> dict[str, dict[str, dict]]:
     """Stage -> metric -> mean over seeds with Student's 95% interval (``over``: "seeds"), where several seeds have it.
 
@@ -81,4 +87,8 @@ def finished_stages(profile_folder: Path) -> list[StageResult]:
     """All stages with a metrics.json, by stage and then seed."""
     found = [StageResult(p.parent.name, p.parent.parent.name, f"{p.parent.parent.name}/{p.parent.name}", p.parent)
              for p in profile_folder.glob("seed*/[0-9][0-9]_*/metrics.json")]
-    return sorted(found, key=lambda s: (s.name, int(s.seed.removeprefix("seed"))))
+    return _ordered(found)
+
+
+def _ordered(stages: Iterable[StageResult]) -> list[StageResult]:
+    return sorted(stages, key=lambda s: (s.name, int(s.seed.removeprefix("seed"))))

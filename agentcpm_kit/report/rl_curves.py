@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..files import read_jsonl
-from ..profile import repo_root, results_root
 from .figures import COLOURS, MARKS, new_figure, smoothed
-from .results import finished_stages
+from .results import with_reference
 
 FROM_SFT = ", from SFT"  # what a curve's name ends with, if the arm did not start from the merge
 
@@ -17,8 +16,7 @@ def curves(stage) -> pd.DataFrame:
 
     A step that a resumed run logged again counts once.
     """
-    roots = (repo_root() / "results/reference" / stage.profile.name, results_root() / stage.profile.name)
-    folders = {found.seed: found.folder for root in roots for found in finished_stages(root) if found.name == stage.name}
+    folders = {found.seed: found.folder for found in with_reference(stage.profile.name) if found.name == stage.name}
     frames = []
     for seed, folder in sorted((folders | {f"seed{stage.seed}": stage.folder}).items()):
         rows = [row for row in read_jsonl(folder / "rows.jsonl") if row["kind"] == "step"]

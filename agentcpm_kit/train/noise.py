@@ -9,10 +9,10 @@ wrong that its public code filters.
 - `lucky_answer`: this share of wrong answers given at once, with nothing looked up, is called right
 - `format_slip`: this share of episodes that end in a malformed turn is called right: the judge likes the text
 - `turn_limit`: this share of episodes is ended early by a turn limit, after a turn drawn at random
-- `context_limit`: this share is ended early by a context limit, at a token drawn at random: long pages are hit more often
+- `context_limit`: this share is ended early by a context limit, at a token drawn at random, so rather in a turn with long results
 
-The first two take the reward away, the judge's errors are blind, and those of the last four are systematic: what they reward
-or punish is a way of playing that a policy can learn, or unlearn.
+The first two take the reward away. The judge's errors and the limits are blind (but episodes of one turn escape a limit). Lucky
+answers and format slips are systematic: what they reward is a way of playing that a policy can learn.
 """
 
 import random

@@ -192,7 +192,7 @@ def collect(tasks: list[Task], engine: Engine, profile: Profile, arm: Arm, seed:
 def rewarded(found: list[Trajectory], noise: Noise, rules: Rules, size: int, stream: str) -> Update:
     """Scored trajectories as noise leaves them, with the rewards of the noisy judge, denoised.
 
-    `stream` names the draws: the same in every arm with noise, so that denoising alone tells noisy from denoised.
+    `stream` names the draws: the same in every arm with noise, so that rollouts that both play meet the same noise.
     """
     limits, verdicts = (random.Random(f"{what} {stream}") for what in ("limits", "judge"))
     trained = [truncate(t, noise, limits) for t in found]
