@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from agentcpm_kit.evaluate.metrics import mean
 from agentcpm_kit.report.doses import baseline, by_source, difference, draw_map, draw_trials, fits, harms, score, trials
 
 
@@ -94,6 +95,34 @@ def test_runs_that_solve_nothing_are_not_the_same_run():
     line = by_source(rows).iloc[0]
     assert line.harm.ci_high - line.harm.value == pytest.approx(reach(1 + 1 / 2), rel=1e-3)
     assert line.returned.ci_high - line.returned.value == pytest.approx(reach(1 / 2 + 1), rel=1e-3)  # denoised: one run, twice
+
+
+def three_seeds(**more):
+    """Scores on three seeds: a .5 .6 .7, b .4 .4 .1, and others."""
+    rows = [row("", 0.0, "", bits(40), seed, experiment="start") for seed in range(3)]
+    return rows + [row(name, 0.0, "x", bits(n)[::-1], seed, experiment="rules")
+                   for name, scores in {"a": (50, 60, 70), "b": (40, 40, 10), **more}.items() for seed, n in enumerate(scores)]
+
+
+def test_trials_of_three_seeds_are_compared_seed_by_seed():
+    """Differences .1 .2 .6: mean .3, standard deviation .2646, Student's t 4.3027 with 2 degrees of freedom."""
+    frame, fit = trials(three_seeds(), "rules"), fits(three_seeds())[1.0]
+    one, two = (frame[frame.source == name] for name in "ab")
+    found, half = difference(one, two, fit), 4.3027 * 0.26458 / math.sqrt(3)
+    assert (found.value, found.n, found.ci_high) == (pytest.approx(0.3), 3, pytest.approx(0.3 + half, rel=1e-3))
+    assert score(one, fit).ci_high == pytest.approx(0.6 + 4.3027 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_a_share_over_three_seeds_has_fiellers_interval():
+    """Harm .30 .28 .32, returned .15 .13 .22: all g for which "returned - g harm" has 0 in Student's interval."""
+    fit = fits(three_seeds(b=(20, 32, 38), c=(35, 45, 60)))[1.0]
+    a, b, c = (f"rules: {name} 0, x" for name in "abc")
+    share = fit.ratio(([c], [b]), ([a], [b]))
+    assert share.value == pytest.approx(0.5 / 0.9) and share.n == 3
+    returned, harm = fit.by_seed([c], [b]), fit.by_seed([a], [b])
+    for edge in (share.ci_low, share.ci_high):
+        left = mean([returned[seed] - edge * harm[seed] for seed in range(3)])
+        assert left.ci_low == pytest.approx(0, abs=1e-9) or left.ci_high == pytest.approx(0, abs=1e-9)
 
 
 def test_trials_that_no_seed_links_are_not_compared():

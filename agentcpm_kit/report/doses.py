@@ -1,9 +1,9 @@
 """Reads and draws the trials of ``benchmarks/rl_trials.py``: what reward noise costs RL, and what denoising returns.
 
-Seeds share questions, sampling and test tasks. Scores are compared as a fit of trial + seed to all runs expects them
-(`spread`), which also takes from the trials with several seeds how far runs spread, one number for each learning rate. At the
-larger one, some trials collapse on some seeds: a common spread is too narrow for these and too wide for the others. All cells
-of a rate are compared with the same clean runs, and err together where those are lucky.
+Seeds share questions, sampling and test tasks. Settings with several seeds are compared seed by seed; how far a single run may
+lie off by chance, `spread` takes from the controls, one number for each learning rate. At the larger one some of these collapse
+on some seeds: a common spread is too narrow for these and too wide for the others. All cells of a rate are compared with the same
+clean runs, and err together where those are lucky.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..evaluate.metrics import Estimate, mean, paired_difference, paired_ratio
-from .spread import Fit
+from .spread import ENOUGH, Fit
 
 HALF = 0.5  # a run whose policy solves less than this share of what the start solves has collapsed; our assumption
 ARMS = ("undenoised", "denoised")
@@ -47,8 +47,9 @@ def outcomes(runs: pd.DataFrame) -> dict[int, np.ndarray]:
 
 
 def fits(rows: Sequence[dict]) -> dict[float, Fit]:
-    """Learning rate (times the profile's) -> all runs at that rate as trial + seed + spread."""
-    return {rate: Fit.of(runs) for rate, runs in trials(rows).groupby("rate")}
+    """Learning rate (times the profile's) -> all runs at that rate; the spread is that of the controls."""
+    found = trials(rows)
+    return {rate: Fit.of(runs) for rate, runs in found.assign(control=found.experiment.isin(CONTROLS)).groupby("rate")}
 
 
 def difference(after: pd.DataFrame, before: pd.DataFrame, fit: Fit) -> Estimate:
@@ -79,6 +80,8 @@ def score(trial: pd.DataFrame, fit: Fit) -> Estimate:
     found = list(outcomes(trial).values())
     if not fit.freedom:
         return mean(np.concatenate(found)).of_share()
+    if len(found) >= ENOUGH:
+        return mean([each.mean() for each in found]).of_share()
     value, half = float(np.mean([each.mean() for each in found])), fit.reach(1 / len(found))
     return Estimate(value, len(found), value - half, value + half).of_share()
 
