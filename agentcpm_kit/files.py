@@ -3,8 +3,10 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -28,6 +30,13 @@ def write_json(path: Path, value) -> None:
 
 def append_lines(path: Path, lines: Iterable[bytes]) -> None:
     """Append lines. A torn last line, left by a kill, is cut off first, so that the new ones stay readable."""
+    with appending(path) as file:
+        file.writelines(line + b"\n" for line in lines)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for more lines: where many come one by one, opening it for each takes longer than writing them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         if size := file.seek(0, os.SEEK_END):
@@ -35,7 +44,7 @@ def append_lines(path: Path, lines: Iterable[bytes]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.writelines(line + b"\n" for line in lines)
+        yield file
 
 
 def whole_lines(path: Path) -> list[bytes]:

@@ -19,3 +19,15 @@ def test_nothing_is_cut_or_padded(tokenizer):
     for settings in ({"truncation": True, "max_length": 2}, {"padding": "max_length", "max_length": 50}):
         tokenizer(TEXTS[1], **settings)
         assert encode(tokenizer, TEXTS[1]) == whole
+
+
+def test_bytes_stand_in_for_a_tokenizer_that_nobody_knows(tokenizer):
+    """What is encoded comes back; special tokens are one each; the chat is micro's."""
+    from agentcpm_kit.agent.tokens import ByteTokenizer
+
+    counting, text = ByteTokenizer(), "<think>Oslo, 法国</think>\n<answer>x</answer><|im_end|>"
+    ids = encode(counting, text)
+    assert decode(counting, ids) == text and len(ids) == len("Oslo, 法国".encode()) + 2 + 1 + 3 + 1
+    assert ids[-1] == counting.convert_tokens_to_ids("<|im_end|>")
+    chat = ([{"role": "user", "content": "hi"}],), {"tokenize": False, "add_generation_prompt": True}
+    assert counting.apply_chat_template(*chat[0], **chat[1]) == tokenizer.apply_chat_template(*chat[0], **chat[1])

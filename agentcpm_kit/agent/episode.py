@@ -9,7 +9,7 @@ calls; a turn with neither call nor answer ends the episode; tokens are recorded
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: 
     """
     names = episode_names(tasks, seed, run)
     found = _logged(log, set(names), settings_hash(limits, context or ContextPolicy())) if log else {}
-    for trajectory in play_episodes(tasks, engine, tools, limits, context, seed, run, skip=set(found)):
+    for trajectory in play_episodes(tasks, engine, tools, limits, context, seed, [run], skip=set(found)):
         found[trajectory.episode] = trajectory
         if log:
             write_trajectories(log, [trajectory])
@@ -61,22 +61,26 @@ def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: 
 
 
 def play_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: Limits,
-                  context: ContextPolicy | None = None, seed: int = 0, run: int = 0,
-                  skip: set[str] = frozenset()) -> Iterator[Trajectory]:
-    """The same as a stream, in the order in which episodes end: nothing is kept."""
+                  context: ContextPolicy | None = None, seed: int = 0, runs: Iterable[int] = (0,),
+                  skip: Set[str] = frozenset()) -> Iterator[Trajectory]:
+    """The same for several runs of each task, as a stream in the order in which episodes end: nothing is kept."""
     renderers: dict[str, Renderer] = {}  # one for each set of tools that a task may offer
     policy = context or ContextPolicy()
     settings = settings_hash(limits, policy)
 
     def opened() -> Iterator[Episode]:
-        for name, task in zip(episode_names(tasks, seed, run), tasks, strict=True):
-            if name not in skip:
-                toolset = _opened(tools, task, name)
-                key = json.dumps(toolset.schemas)
-                if key not in renderers:
-                    renderers[key] = Renderer(engine.tokenizer, toolset.schemas)
-                    renderers[key].require_tools()
-                yield Episode(name, task, toolset, renderers[key], limits, policy, settings, run)
+        for run in runs:
+            for name, task in zip(episode_names(tasks, seed, run), tasks, strict=True):
+                if name not in skip:
+                    toolset = _opened(tools, task, name)
+                    yield Episode(name, task, toolset, renderer(toolset), limits, policy, settings, run)
+
+    def renderer(toolset: ToolSet) -> Renderer:
+        key = json.dumps(toolset.schemas)
+        if key not in renderers:
+            renderers[key] = Renderer(engine.tokenizer, toolset.schemas)
+            renderers[key].require_tools()
+        return renderers[key]
 
     helper = policy.summariser.engine if policy.summariser else None
     return play_all(opened(), engine, helper, limits.max_seconds)
@@ -139,8 +143,10 @@ class Episode:
             self._end(reason)
         except ToolFault as fault:
             self.trajectory.steps[-1].status = "tool_failed"
+            self.trajectory.fault = "tool"
             self._end(EndReason.TOOL_FAULT, str(fault))
         except EngineFault as fault:
+            self.trajectory.fault = fault.kind
             self._end(EndReason.ENGINE_FAULT, str(fault))
 
     def _turn(self) -> Play:
@@ -165,13 +171,14 @@ class Episode:
 
     def _think(self) -> Play:
         """Ask for a turn and record it."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), len(self.history.ids)
         sample: Sample = yield Turn(self.name, list(self.history.ids), f"{self.name}/{self.trajectory.turns}",
                                     self.limits.max_new_tokens, self.history.chat(), tuple(self.renderer.schemas))
         text = sample.text(self.renderer.tokenizer)
         parsed = parse_tool_calls(text)
         self.history.add_turn(sample.ids, sample.logprobs, text, parsed)
-        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_generated=len(sample.ids), cut=not sample.stopped,
+        step = Step(thinking=parsed.thinking, content=parsed.content, tokens_before=before,
+                    tokens_generated=len(sample.ids), cut=not sample.stopped,
                     context=len(self.history.contexts) - 1, engine_seconds=time.perf_counter() - started,
                     calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls], errors=parsed.errors)
         self.trajectory.steps.append(step)

@@ -28,8 +28,9 @@ class EndReason(StrEnum):
 class Step(BaseModel):
     """One turn, in tokens and seconds.
 
-    `tokens_read` counts what the tools returned, `tokens_shown` what the context policy let through, `condenser_read` and
-    `condenser_written` what a summariser's model read and wrote for it. `context` tells in which context it was sampled.
+    `tokens_before` is the length of the context that the turn was sampled after. `tokens_read` counts what the tools returned,
+    `tokens_shown` what the context policy let through, `condenser_read` and `condenser_written` what a summariser's model read
+    and wrote for it. `context` tells in which context it was sampled.
     """
 
     thinking: str = ""
@@ -40,6 +41,7 @@ class Step(BaseModel):
     status: str = "completed"  # or tool_failed, format_error, repeat_error (the reference's names)
     context: int = 0
     policy_version: int = 0  # in RL: how many steps the policy had learned when it sampled this turn
+    tokens_before: int = 0
     tokens_generated: int = 0
     cut: bool = False  # the turn ran out of `max_new_tokens` before its end token
     tokens_read: int = 0
@@ -88,6 +90,7 @@ class Trajectory(BaseModel):
     exact: bool = True  # false: some ids were made from text, not sampled
     steps: list[Step] = []
     contexts: list[Context] = []
+    fault: str = ""  # of a fault: its kind (see `EngineFault`), or the tool's own words for it
     message: str = ""  # a fault's own words, or which limit it was
 
     @property

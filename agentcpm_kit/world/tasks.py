@@ -39,14 +39,17 @@ class GoldStep:
 
 @dataclass(frozen=True)
 class Task:
-    """`aliases` are other right answers; `tools` are those that the agent is offered; `conclusion` is the last thought."""
+    """`aliases` are other right answers; `tools` are those that the agent is offered; `conclusion` is the last thought.
+
+    A task from elsewhere has no `world`, and whoever plays it brings the tools.
+    """
 
     task_id: str
     question: str
     answer: str
     family: str
     level: int
-    world: WorldSpec
+    world: WorldSpec | None
     aliases: tuple[str, ...] = ()
     tools: tuple[str, ...] = WORLD_TOOLS
     steps: tuple[GoldStep, ...] = ()
@@ -64,6 +67,13 @@ class Task:
         return tuple(dict.fromkeys(url for step in self.steps for url in step.arguments.get("url", ())))
 
     def open_world(self) -> World:
+        """
+        Raises:
+            KitError: the task is not of the atlas.
+        """
+        if self.world is None:
+            raise KitError(f"task {self.task_id!r} has no world of its own; it needs --tools (see "
+                           "profiles/tools/web.yaml)")
         return self.world.open()
 
     def record(self) -> dict:

@@ -13,7 +13,15 @@ from ..tokens import decode
 
 
 class EngineFault(Exception):
-    """The engine failed on a turn, through no fault of the agent's; the text says how."""
+    """The engine failed on a turn, through no fault of the agent's; the text says how, `kind` what to call it in a count.
+
+    Kinds of servers: ``rate_limit`` (429), ``server_error`` (5xx), ``timeout``, ``connection`` (none, or cut off),
+    ``bad_reply`` (not what the API promises), ``refused`` (another 4xx). ``engine``: an engine in this process failed.
+    """
+
+    def __init__(self, words: str, kind: str = "engine"):
+        super().__init__(words)
+        self.kind = kind
 
 
 @dataclass(frozen=True)

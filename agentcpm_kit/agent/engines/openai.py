@@ -31,6 +31,7 @@ from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 ROUTES = {"completions": "completions", "chat": "chat/completions"}
 FINISHED = {"stop": True, "tool_calls": True, "length": False}
+NOT_JSON = "the reply is not JSON"
 POLL_S = 0.05
 ASIDE_S = 5.0  # how long a server that broke a connection is left alone
 CONNECT_S = 10.0
@@ -133,7 +134,7 @@ def _check_json(response, request) -> None:
         try:
             json.loads(response.content)
         except ValueError:
-            raise httpx2.RemoteProtocolError("the reply is not JSON", request=request) from None
+            raise httpx2.RemoteProtocolError(NOT_JSON, request=request) from None
 
 
 class OpenAIEngine(Closing):
@@ -229,19 +230,20 @@ class OpenAIEngine(Closing):
         try:
             return self._read(turn, future.result())
         except Exception as error:  # a server may send anything, and one turn's reply must not end the others
-            return EngineFault(self._words(error).replace(self.key, "***") if self.key != "none" else self._words(error))
+            words = self._words(error)
+            return EngineFault(words.replace(self.key, "***") if self.key != "none" else words, fault_kind(error))
 
     def _read(self, turn: Turn, reply) -> Sample:
         if not reply.choices:
-            raise EngineFault(f"a reply without choices {_one_line(getattr(reply, 'error', None) or '')}".rstrip())
+            raise EngineFault(f"a reply without choices {_one_line(getattr(reply, 'error', None) or '')}".rstrip(), "bad_reply")
         choice = reply.choices[0]
         if choice.finish_reason not in FINISHED:
-            raise EngineFault(f"the turn ended with finish_reason {choice.finish_reason!r}")
+            raise EngineFault(f"the turn ended with finish_reason {choice.finish_reason!r}", "bad_reply")
         stopped, renderer = FINISHED[choice.finish_reason], Renderer(self.tokenizer, list(turn.schemas))
         spent = reply.usage.completion_tokens if reply.usage else turn.max_new_tokens
         if not stopped and spent < turn.max_new_tokens:  # vLLM shortens such a turn without a word
             raise EngineFault(f"the server ended the turn after {spent} of {turn.max_new_tokens} tokens: its context is "
-                              "full, or its own limit lower")
+                              "full, or its own limit lower", "bad_reply")
         if self.api == "chat":
             text = _chat_text(choice.message, stopped, renderer)
         else:
@@ -269,6 +271,21 @@ class OpenAIEngine(Closing):
         if isinstance(error, openai.APITimeoutError):
             return f"{where}: no reply within {self.timeout_s:g} s, tried {self.tries} times"
         return f"{where}: no reply: {_one_line(error.__cause__ or error)}, tried {self.tries} times"
+
+
+def fault_kind(error: Exception) -> str:
+    """What to count a failed request as, whose tries are used up: see `EngineFault`."""
+    import openai
+
+    if isinstance(error, EngineFault):
+        return error.kind
+    if isinstance(error, openai.APITimeoutError):
+        return "timeout"
+    if isinstance(error, openai.APIConnectionError):
+        return "bad_reply" if str(error.__cause__) == NOT_JSON else "connection"
+    if isinstance(error, openai.APIStatusError):
+        return "rate_limit" if error.status_code == 429 else "server_error" if error.status_code >= 500 else "refused"
+    return "bad_reply"
 
 
 def _one_line(words: object) -> str:
