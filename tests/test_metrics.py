@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from agentcpm_kit.evaluate.metrics import mean, mean_pass_at_k, paired_difference, pass_at_k, rate
+from agentcpm_kit.evaluate.metrics import majority, mean, mean_pass_at_k, paired_difference, pass_at_k, pass_hat_k, rate, share
 
 
 @pytest.mark.parametrize("n,c,k,expected", [
@@ -72,3 +72,31 @@ def test_paired_ratio_by_hand_and_its_interval():
     assert paired_ratio([0, 1], [0, 0]).value == 0.0
     with pytest.raises(ValueError, match="cannot pair"):
         paired_ratio([1], [1, 0])
+
+
+def test_pass_hat_k_equals_counting_all_subsets():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                draws = list(combinations([1] * c + [0] * (n - c), k))
+                assert pass_hat_k(n, c, k) == pytest.approx(sum(all(d) for d in draws) / len(draws))
+    assert math.isnan(pass_hat_k(2, 2, 3)) and 0 < pass_hat_k(100_000, 99_999, 50_000) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("answers, correct, expected", [
+    ("aab", [1, 1, 0], 1.0), ("abb", [1, 0, 0], 0.0), ("ab", [1, 0], 0.5), (["a", None, None], [1, 0, 0], 1.0), ([], [], 0.0),
+    ("aabbc", [1, 1, 0, 0, 1], 0.5), ([None], [0], 0.0)])
+def test_majority_by_hand(answers, correct, expected):
+    assert majority(list(answers), list(map(bool, correct))) == expected
+
+
+def test_verdicts_that_differ_or_are_missing_weigh_a_vote():
+    assert majority(["a", "a", "a"], [True, True, None]) == 1.0  # the judge was out once
+    assert majority(["a", "a", "a"], [False, False, True]) == pytest.approx(1 / 3)
+    assert majority(["a", "a", "b"], [None, None, True]) == 0.0
+
+
+def test_a_share_of_nothing_or_all_has_an_interval():
+    assert share([0.0] * 20).ci_high == pytest.approx(0.161, abs=1e-3)
+    assert share([1.0] * 20).ci_low == pytest.approx(0.839, abs=1e-3)
+    assert share([0.0, 0.5]).value == 0.25

@@ -1,6 +1,7 @@
 """Metrics with their intervals: rates, means over seeds, pass@k."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
@@ -86,8 +87,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Raises:
         ValueError: an argument is negative or not an integer, or c > n.
     """
-    if not all(isinstance(v, Integral) for v in (n, c, k)) or min(n, c, k) < 0 or c > n:
-        raise ValueError(f"pass@k needs integers 0 <= c <= n and k >= 0, not n={n}, c={c}, k={k}")
+    _check_counts(n, c, k)
     if n < k:
         return math.nan
     if n - c < k:
@@ -95,6 +95,47 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """Chance that all of k runs, drawn from n of which c are correct, are correct: pass^k, a measure of reliability.
+
+    The unbiased estimator C(c, k) / C(n, k) (Yao et al. 2024, tau-bench); undefined (nan) for n < k.
+
+    Raises:
+        ValueError: as `pass_at_k`.
+    """
+    _check_counts(n, c, k)
+    if n < k:
+        return math.nan
+    return float(np.prod(np.arange(c - k + 1, c + 1) / np.arange(n - k + 1, n + 1))) if c >= k else 0.0
+
+
+def _check_counts(n: int, c: int, k: int) -> None:
+    if not all(isinstance(v, Integral) for v in (n, c, k)) or min(n, c, k) < 0 or c > n:
+        raise ValueError(f"n runs, c of them correct, draw k: needs integers 0 <= c <= n and k >= 0, not n={n}, c={c}, k={k}")
+
+
+def majority(answers: Sequence[str | None], correct: Sequence[bool | None]) -> float:
+    """Whether the most frequent of a task's answers is correct (maj@n): 1 or 0, and with a tie the share of the tied ones.
+
+    `answers` are normal forms, the same text for what counts as the same answer; None (no answer) never wins a vote, and a
+    task without any answer is a miss. Where verdicts on one answer differ, it counts by the share of those that say correct; a
+    run without a verdict (None) has none to give.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    said = {answer: [v for a, v in zip(answers, correct, strict=True) if a == answer and v is not None] for answer in votes}
+    return mean([mean(said[answer]).value if said[answer] else 0.0 for answer, count in votes.items() if count == most]).value
+
+
+def share(values: Sequence[float]) -> Estimate:
+    """Mean of shares, cut to [0, 1]; where all are 0 or all are 1, with Wilson's interval in the place of none."""
+    if len(values) > 1 and set(values) in ({0.0}, {1.0}):
+        return rate(round(sum(values)), len(values))
+    return mean(values).of_share()
+
+
 def mean_pass_at_k(correct: Sequence[int], runs: int, k: int) -> Estimate:
     """pass@k averaged over tasks; `correct[i]` of `runs` runs of task i are correct. The interval is over tasks."""
-    return mean([pass_at_k(runs, int(c), k) for c in correct]).of_share()
+    return share([pass_at_k(runs, int(c), k) for c in correct])

@@ -1,0 +1,159 @@
+"""An LLM judge: any OpenAI-compatible model that compares an answer with the reference answer. `verdicts` reads its replies.
+
+Prompts are text files in ``prompts/``, in our words. A judge that is out is a fault and no verdict; the reference counts its
+silence as a wrong answer.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent.engines.openai import fault_kind
+from ..errors import unknown
+from ..files import append_jsonl, read_jsonl
+from .verdicts import read_verdict
+
+PROMPTS = Path(__file__).parent / "prompts"
+# Judge prompt -> the format of the verdicts that it asks for, and what an unreadable reply is answered with.
+FORMATS = {"equivalence": ("equivalence", "Reply with one word: Correct or Incorrect."),
+           "gaia": ("equivalence", "Reply with one word: Correct or Incorrect."),
+           "browsecomp": ("browsecomp_ab", "Reply with the letter alone: A or B."),
+           "browsecomp_zh": ("browsecomp_ab", "只回复一个字母：A 或 B。"),
+           "hle": ("hle", "Reply with one line: `correct: yes` or `correct: no`."),
+           "xbench": ("xbench", "只写一行：`结论：正确` 或 `结论：错误`。")}
+OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """A judge: a served model and its prompt.
+
+    The key is in JUDGE_API_KEY or, where that is not set, OPENAI_API_KEY. `temperature` None is the server's own (1 at OpenAI, as
+    in the paper's harness; reasoning models take no other). `tries` is how often a verdict is asked for, in all.
+    """
+
+    model: str
+    prompt: str = "equivalence"
+    url: str = OPENAI
+    temperature: float | None = None
+    max_tokens: int = 4096
+    concurrency: int = 16
+    tries: int = 3
+    timeout_s: float = 120.0
+
+    def __post_init__(self):
+        if self.prompt not in FORMATS:
+            raise unknown("judge prompt", self.prompt, FORMATS)
+
+    @property
+    def text(self) -> str:
+        return (PROMPTS / f"{self.prompt}.txt").read_text(encoding="utf-8")
+
+    @property
+    def family(self) -> str:
+        return FORMATS[self.prompt][0]
+
+    def key(self, question: str, truth: str, answer: str) -> str:
+        """What a verdict is stored under: another judge, prompt, question, truth or answer is another verdict."""
+        parts = [self.model, self.temperature, self.max_tokens, self.text, question, truth, answer]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def identity(self) -> dict:
+        """What a score has to name."""
+        return {"judge": self.model, "prompt": self.prompt, "prompt_sha256": hashlib.sha256(self.text.encode()).hexdigest()[:16],
+                "temperature": self.temperature}
+
+
+class Judge:
+    """Asks for verdicts, many at once, and keeps them in a file: what is known is not asked for again.
+
+    `offline`: nothing is asked, and what the file does not hold has no verdict.
+    """
+
+    def __init__(self, settings: JudgeSettings, store: Path, offline: bool = False):
+        self.settings, self.store, self.offline = settings, store, offline
+        self.known = {row["key"]: self._read_again(row) for row in read_jsonl(store)}
+
+    def _read_again(self, row: dict) -> dict:
+        """A stored row with the verdict that today's reader finds in its last reply."""
+        return row | {"verdict": read_verdict(self.settings.family, row["replies"][-1])} if row["replies"] else row
+
+    def __call__(self, questions: Sequence[tuple[str, str, str]], on_verdict: Callable[[dict], None] | None = None) -> list[dict]:
+        """A row (`verdict`, `replies`, `fault`, tokens read and written) for each (question, truth, answer)."""
+        keys = [self.settings.key(*asked) for asked in questions]
+        todo = {key: asked for key, asked in zip(keys, questions, strict=True) if self._is_open(key)}
+        if todo and not self.offline:
+            in_a_thread(self._ask_all(todo, on_verdict))
+        return [self.known.get(key) or {"key": key, "verdict": None, "replies": [], "fault": "not asked"} for key in keys]
+
+    def _is_open(self, key: str) -> bool:
+        return key not in self.known or self.known[key]["verdict"] is None
+
+    async def _ask_all(self, todo: dict[str, tuple[str, str, str]], on_verdict: Callable[[dict], None] | None) -> None:
+        slots = asyncio.Semaphore(self.settings.concurrency)
+        async with _client(self.settings) as client:
+
+            async def one(key: str, asked: tuple[str, str, str]) -> None:
+                async with slots:
+                    said = await self._ask(client, asked)
+                row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said}
+                append_jsonl(self.store, row)
+                self.known[key] = row
+                if on_verdict:
+                    on_verdict(row)
+
+            await asyncio.gather(*(one(key, asked) for key, asked in todo.items()))
+
+    async def _ask(self, client, asked: tuple[str, str, str]) -> dict:
+        """Up to `tries` replies, until one can be read."""
+        row = {"verdict": None, "replies": [], "fault": "unreadable", "tokens_read": 0, "tokens_written": 0}
+        text = self.settings.text.format(question=asked[0], truth=asked[1], answer=asked[2])
+        messages = [{"role": "user", "content": text}]
+        for _ in range(self.settings.tries):
+            try:
+                said, whole = await self._reply(client, messages, row)
+            except Exception as error:  # a judge that is out says nothing on the answer
+                return row | {"fault": fault_kind(error)}
+            row["replies"].append(said)
+            if whole and (verdict := read_verdict(self.settings.family, said)) is not None:
+                return row | {"verdict": verdict, "fault": ""}
+            messages = [messages[0], {"role": "assistant", "content": said},
+                        {"role": "user", "content": FORMATS[self.settings.prompt][1]}]
+        return row
+
+    async def _reply(self, client, messages: list[dict], row: dict) -> tuple[str, bool]:
+        """What the judge says, and whether it came to its end."""
+        more = {} if self.settings.temperature is None else {"temperature": self.settings.temperature}
+        reply = await client.chat.completions.create(model=self.settings.model, messages=messages,
+                                                     max_completion_tokens=self.settings.max_tokens, **more)
+        if reply.usage:
+            row["tokens_read"] += reply.usage.prompt_tokens
+            row["tokens_written"] += reply.usage.completion_tokens
+        said = reply.choices[0].message.content or ""
+        return said.encode("utf-8", "replace").decode(), reply.choices[0].finish_reason == "stop"
+
+
+def _client(settings: JudgeSettings):
+    from openai import AsyncOpenAI
+
+    key = os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+    return AsyncOpenAI(api_key=key, base_url=settings.url, max_retries=4, timeout=settings.timeout_s)
+
+
+def in_a_thread(work) -> None:
+    """Run a coroutine to its end in a loop of its own, since a notebook has one running; an interrupt cancels it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
+    thread.start()
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        future.result()
+    finally:
+        future.cancel()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()

@@ -1,0 +1,114 @@
+"""A judge over HTTP: asked again when it cannot be read, silent when it is out, and never asked twice for what is known."""
+
+import json
+
+import pytest
+
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.evaluate.judge import FORMATS, Judge, JudgeSettings
+from agentcpm_kit.evaluate.verdicts import read_verdict
+from agentcpm_kit.files import read_jsonl
+
+from .test_openai_engine import AT_ONCE, SECRET, serve  # noqa: F401
+
+ASKED = [("What?", "this", "that"), ("Who?", "she", "he")]
+
+
+def says(text, finish="stop"):
+    return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "j", "usage": {"prompt_tokens": 50,
+                     "completion_tokens": 2, "total_tokens": 52}, "choices": [{"index": 0, "finish_reason": finish, "message": {
+                         "role": "assistant", "content": text}}]}
+
+
+OUT = 500, AT_ONCE, {"error": {"message": "down"}}
+
+
+def judge(server, tmp_path, offline=False, **settings):
+    settings = {"model": "j", "url": server.url, "concurrency": 1} | settings
+    return Judge(JudgeSettings(**settings), tmp_path / "verdicts.jsonl", offline)
+
+
+def verdicts(rows):
+    return [row["verdict"] for row in rows]
+
+
+def test_verdicts_are_kept_and_nothing_is_asked_twice(serve, tmp_path):  # noqa: F811
+    server = serve(says("Correct"), says("Incorrect"))
+    assert verdicts(judge(server, tmp_path)(ASKED)) == [True, False]
+    assert verdicts(judge(server, tmp_path)([*ASKED, *ASKED])) == [True, False] * 2 and len(server.seen) == 2
+    assert verdicts(judge(server, tmp_path, offline=True)([*ASKED, ("New?", "a", "b")])) == [True, False, None]
+    assert len(server.seen) == 2
+    prompt = server.seen[0]["body"]["messages"][0]["content"]
+    assert "What?" in prompt and "this" in prompt and "that" in prompt
+
+
+def test_an_unreadable_reply_is_asked_again_then_there_is_no_verdict(serve, tmp_path):  # noqa: F811
+    server = serve(says("Hm."), says("**Correct**"), says("perhaps"))
+    assert verdicts(judge(server, tmp_path)(ASKED)) == [True, None]
+    first, second = read_jsonl(tmp_path / "verdicts.jsonl")
+    assert first["replies"] == ["Hm.", "**Correct**"] and (first["tokens_read"], first["tokens_written"]) == (100, 4)
+    assert second["fault"] == "unreadable" and len(second["replies"]) == 3
+    again = server.seen[1]["body"]["messages"]
+    assert [m["role"] for m in again] == ["user", "assistant", "user"] and again[2]["content"].startswith("Reply with one word")
+    healed = judge(serve(says("Incorrect")), tmp_path)
+    assert verdicts(healed(ASKED)) == [True, False]  # only what has no verdict is asked for later
+
+
+def test_a_judge_that_is_out_is_no_wrong_answer(serve, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    server = serve(OUT)
+    assert [(row["verdict"], row["fault"]) for row in judge(server, tmp_path)(ASKED[:1])] == [(None, "server_error")]
+    assert server.seen[0]["key"] == f"Bearer {SECRET}" and SECRET not in (tmp_path / "verdicts.jsonl").read_text()
+
+
+@pytest.mark.parametrize("answer", [
+    says(None), (200, {}, b"{"), (200, {}, {"choices": []}), says(""), says("Correct", "length"), says("\ud800")])
+def test_broken_replies_are_no_verdict(serve, tmp_path, answer):  # noqa: F811
+    assert verdicts(judge(serve(answer), tmp_path)(ASKED[:1])) == [None]
+
+
+def test_another_judge_prompt_or_answer_is_another_verdict():
+    settings = JudgeSettings("j")
+    keys = {settings.key("q", "t", "a"), settings.key("q", "t", "b"), settings.key("q", "ta", ""), settings.key("qt", "", "a"),
+            JudgeSettings("k").key("q", "t", "a"), JudgeSettings("j", "gaia").key("q", "t", "a")}
+    assert len(keys) == 6
+    with pytest.raises(KitError, match="did you mean 'gaia'"):
+        JudgeSettings("j", "gaya")
+
+
+def test_braces_in_a_question_are_text(serve, tmp_path):  # noqa: F811
+    server = serve(says("Correct"))
+    assert verdicts(judge(server, tmp_path)([("What is {answer}?", "{}", "{truth}")])) == [True]
+    assert "What is {answer}?" in server.seen[0]["body"]["messages"][0]["content"]
+
+
+def test_it_works_where_a_loop_is_running(serve, tmp_path):  # noqa: F811
+    import asyncio
+
+    async def cell():
+        return verdicts(judge(serve(says("Correct")), tmp_path)(ASKED[:1]))
+
+    assert asyncio.run(cell()) == [True] and json.loads((tmp_path / "verdicts.jsonl").read_text())["verdict"] is True
+
+
+def test_a_stored_reply_is_read_by_todays_reader(serve, tmp_path):  # noqa: F811
+    """A verdict that an older reader got wrong is mended without asking."""
+    server = serve(says("Not correct"))
+    assert verdicts(judge(server, tmp_path)(ASKED[:1])) == [False]
+    store = tmp_path / "verdicts.jsonl"
+    store.write_text(store.read_text().replace('"verdict": false', '"verdict": true'))
+    assert verdicts(judge(server, tmp_path)(ASKED[:1])) == [False] and len(server.seen) == 1
+
+
+def test_the_servers_own_temperature_unless_told(serve, tmp_path):  # noqa: F811
+    server = serve(says("Correct"))
+    judge(server, tmp_path)(ASKED[:1])
+    judge(server, tmp_path, temperature=0.0)(ASKED[:1])
+    assert ["temperature" in request["body"] for request in server.seen] == [False, True]
+
+
+@pytest.mark.parametrize("prompt", FORMATS)
+def test_every_prompt_has_its_fields_and_its_format_can_be_read(prompt):
+    text = JudgeSettings("j", prompt).text
+    assert all(f"{{{field}}}" in text for field in ("question", "truth", "answer"))
+    assert read_verdict(JudgeSettings("j", prompt).family, text) is None  # a judge that repeats its prompt says nothing

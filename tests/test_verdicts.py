@@ -1,0 +1,88 @@
+"""Verdicts of judges: what was asked for is read in any dress, and nothing else is ever guessed."""
+
+import pytest
+
+from agentcpm_kit.errors import KitError
+from agentcpm_kit.evaluate.verdicts import READERS, read_verdict
+
+CASES = {
+    "equivalence": {
+        True: ["Correct", "correct.", "CORRECT!", "**Correct**", '"Correct"', "Correct\n", "`correct`", "exactly correct",
+               "The answer is correct.", "Verdict: Correct", "The model's answer is exactly correct", '{"verdict": "Correct"}',
+               "<think>Is it incorrect? No.</think>\nCorrect", "Correct.\n\nBoth name the same city.",
+               "Correct, since both say 1912.", "Both give the year.\nConclusion: correct",
+               "So the response is indeed correct.", "Ｃｏｒｒｅｃｔ", "Correct. There is no contradiction.",
+               'Correct.\n\nThe answer "No" matches.', "The answer is correct because both name Paris.", "\\boxed{Correct}",
+               "<answer>Correct</answer>", "Output: Correct", "Correct\nBoth name Paris"],
+        False: ["Incorrect", "incorrect.", "INCORRECT", "**Incorrect**", "Not correct", "not correct.",
+                "The answer is not correct", "The answer isn't correct.", "The answer isn’t correct.",
+                "Incorrect. The correct answer is Paris.", "Incorrect, but close", "Verdict: incorrect",
+                '{"verdict": "incorrect"}', "is it correct? Incorrect.", "This is not exactly correct.",
+                "Incorrect. The answer does not match.", "Incorrect\nThe reference says Paris.",
+                "Incorrect\n\nthe correct answer is 5"],
+        None: ["", " ", "Correct or incorrect", "Correct/Incorrect", "maybe", "partially correct", "Mostly correct.",
+               "correctness", "I cannot tell whether the answer is correct.", "If the date is right, correct.",
+               "not incorrect", "Is it correct?", "Correct. However, on reflection it is incorrect.",
+               "The answer is correct, but the unit is wrong.", "yes", "A", "True", "Correct: no", '{"correct": false}',
+               "The correct answer is Paris.", "Correct answer: Paris", "I think it's correct", "Correct\nIncorrect",
+               "The answer would be correct if it said 1912.", "incorrectly put, but fine", "结论: 正确",
+               "Correct, unless the date is meant.", "Correct, if you ignore the unit",
+               "Correct; the response lacks the second name.", "I doubt the answer is\ncorrect", "hardly\ncorrect",
+               "Almost.\nCorrect", "Correct\n\nReference: 5; answer 6. They differ.", "<think>\nThe answer is correct."],
+    },
+    "browsecomp_ab": {
+        True: ["A", "A.", "(A)", "**A**", "a", '"A"', "A: CORRECT", "A) correct", "Answer: A", "The answer is A", "答案：A",
+               "A：正确", "A\nBoth are the same.", "<think>B?</think>A", "Verdict: A", "A. The response names the same place.",
+               "A\n\nBoth name it.", "The answer is A.", "A: 正确"],
+        False: ["B", "B.", "(B)", "b", "B: INCORRECT", "B) incorrect", "Answer: B", "The final answer is B.", "答案：B",
+                "B\n\n", "Ｂ", "B. Not correct, it names another town", "B\nIt names another town, not this one.", "B: 错误",
+                "B. 不一致"],
+        None: ["", "A or B", "A, B", "AB", "A/B", "C", "A: INCORRECT", "B: correct", "A good answer",
+               "A: CORRECT\nB: INCORRECT", "CORRECT", "Both", "A town in France", "Maybe A", "Bad", "Answer:",
+               "A. not correct", "answer", "I pick neither A nor B", "A: 错误", "A：不正确", "A. 不一致", "A: no", "A. wrong",
+               "A. However, it is incorrect.", "A. Incorrect because it differs", "The answer is not\nA", "B: 正确"],
+    },
+    "hle": {
+        True: ["correct: yes", "Correct: Yes", "**correct:** yes", "correct: 'yes'",
+               "extracted_final_answer: 5\nreasoning: same\ncorrect: yes\nconfidence: 90",
+               '{"extracted_final_answer": "5", "reasoning": "same", "correct": "yes", "confidence": 90}',
+               '```json\n{"correct": "yes"}\n```', '{"correct": true}', "reasoning: same value. correct: yes confidence: 80%",
+               "correct：yes"],
+        False: ["correct: no", "**Correct**: No", 'x\n{"correct": "no", "confidence": 3}', '{"correct": false}',
+                "reasoning: it is not correct\ncorrect: no\nconfidence: 100",
+                'extracted_final_answer: {"correct": "yes"}\nreasoning: x\ncorrect: no'],
+        None: ["", "yes", "no", "correct", "correct: maybe", "correct: yes/no", "correct: yes or no", "incorrect: yes",
+               "correct: yes\ncorrect: no", "correct: 'yes' if the two match, 'no' otherwise", '{"correct": "unsure"}',
+               '{"confidence": 4}', '{"correct": null}', "correct: not sure", "the correct answer: yes", '{"correct": 1}',
+               "correct: yes, no", "not correct: yes", "correct: yes; no", "correct: yes when both agree, no otherwise",
+               '{"correct": "yes"}\ncorrect: no'],
+    },
+    "xbench": {
+        True: ["结论: 正确", "结论：正确", "结论:正确", "**结论**：正确", "最终提取答案: 5\n解释: 一致\n结论: 正确",
+               "结论：【正确】", "结论：正确。", "结论是正确", "3. 结论：正确"],
+        False: ["结论: 错误", "结论：错误", "结论：不正确", "解释: 与正确答案不同\n结论: 错误", "结论：**错误**"],
+        None: ["", "正确", "错误", "结论:", "结论：正确/错误", "结论：正确或错误", "结论: 正确\n结论: 错误", "结论：无法判断",
+               "Correct", "结论：'正确'、'错误'", "结论：正确吗？错误", "结论：正确答案与回答不一致", "结论:正确性无法判断",
+               "结论：正确；错误", "结论：正确。但单位错误", "不能说结论是正确的"],
+    },
+}
+
+
+@pytest.mark.parametrize("family, verdict, reply", [(f, v, r) for f, by in CASES.items() for v, rs in by.items() for r in rs])
+def test_verdicts(family, verdict, reply):
+    assert read_verdict(family, reply) is verdict
+
+
+NONSENSE = [None, 3, b"Correct", "\ud800", "\x00" * 1000, "{" * 5000, '{"correct": ' + "[" * 100_000, "(" * 5000, "[[1]]",
+            "A" * 100_000, "Correct:", "The answer is correct:"]
+
+
+@pytest.mark.parametrize("family", READERS)
+@pytest.mark.parametrize("reply", NONSENSE)
+def test_nonsense_is_no_verdict(family, reply):
+    assert read_verdict(family, reply) is None
+
+
+def test_an_unknown_family_names_the_nearest():
+    with pytest.raises(KitError, match="did you mean 'xbench'"):
+        read_verdict("xbnch", "A")
