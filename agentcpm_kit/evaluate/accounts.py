@@ -1,0 +1,34 @@
+"""What an evaluation used: tokens and calls per run, and what they cost at the prices of data/prices.yaml."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import yaml
+
+from ..agent.trajectory import Trajectory
+from ..profile import repo_root
+
+
+def account(trajectory: Trajectory) -> dict:
+    """Tokens and calls of one run.
+
+    `tokens_read` adds up the whole context before every turn, which is what APIs charge for, cached or not; `tokens_written` are
+    those sampled. Neither holds what a turn cost that was asked for again after a fault.
+    """
+    calls = Counter(call["name"] for step in trajectory.steps for call in step.calls)
+    return {"turns": trajectory.turns, "tokens_read": sum(step.tokens_before for step in trajectory.steps),
+            "tokens_written": trajectory.tokens_generated, "tool_calls": dict(sorted(calls.items()))}
+
+
+def prices() -> dict[str, dict]:
+    """Model -> its price in dollars per million tokens, `read` and `written`, with `date`."""
+    return yaml.safe_load((repo_root() / "data/prices.yaml").read_text())
+
+
+def cost(model: str, rows: Iterable[dict]) -> float | None:
+    """Dollars for the tokens of all rows; None where the model has no price."""
+    price = prices().get(model)
+    if price is None:
+        return None
+    rows = list(rows)
+    return sum(price[way] * row.get(f"tokens_{way}", 0) for row in rows for way in ("read", "written")) / 1e6
