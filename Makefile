@@ -47,6 +47,7 @@ bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon, SFT 
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/horizon.py
 	$(BIN)/python benchmarks/sft.py
 	$(BIN)/python benchmarks/rl_step.py

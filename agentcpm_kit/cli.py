@@ -1,4 +1,4 @@
-"""The command line: ``agentcpm-kit doctor | fetch | run | report | merge | ask | serve-tools``.
+"""The command line: ``agentcpm-kit doctor | fetch | run | report | merge | ask | eval | serve-tools``.
 
 A user's mistake is one line and exit code 2, a failed run exit code 1; ``--debug`` before the command shows tracebacks.
 """
@@ -15,6 +15,8 @@ from .errors import KitError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Rerun and question AgentCPM-Explore: numbered notebooks over a thin package.")
+data = typer.Typer(no_args_is_help=True, help="Benchmarks that you have the files of.")
+app.add_typer(data, name="data")
 Profile = Annotated[str, typer.Option("--profile", help="smoke, micro, small or paper (see profiles/)")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the run; results are kept per seed", min=0)]
 Out = Annotated[Path | None, typer.Option("--out", help="results folder (default: results/ of the checkout)")]
@@ -130,6 +132,71 @@ def ask(question: Annotated[str, typer.Argument(help='such as "Find the home of 
     if not question.strip():
         raise KitError("what is the question? `agentcpm-kit ask --examples 5` prints some that this world can answer")
     ask_agent(question, model, world, seed, tools)
+
+
+@data.command("add")
+def add_benchmark(name: Annotated[str, typer.Argument(help="gaia, browsecomp, browsecomp_zh, hle, frames, ..., xbench")],
+                  source: Annotated[str, typer.Argument(help="its file (.csv, .tsv, .jsonl, .parquet), or owner/name:path on the "
+                                                        "hub")],
+                  revision: Annotated[str, typer.Option("--revision", help="commit of the dataset on the hub")] = "",
+                  ids: Annotated[Path | None, typer.Option("--ids", help="file with the task ids to keep, one a line")] = None,
+                  force: Annotated[bool, typer.Option("--force", help="take another file than was added before")] = False,
+                  ) -> None:
+    """Check a benchmark's own file, and keep it for `eval --tasks NAME` in data/benchmarks/, which git ignores."""
+    from .evaluate.benchmark_files import add
+
+    print(add(name, source, revision, ids, force))
+
+
+@app.command("eval")
+def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, plain, a family (deep), or a benchmark")],
+             out: Annotated[Path, typer.Option("--out", help="folder for transcripts, rows and report; the same folder goes on")],
+             engine: Annotated[str, typer.Option("--engine", help="transformers, vllm or openai")] = "transformers",
+             model: Annotated[str, typer.Option("--model", help="a checkpoint's folder; with openai, the name of the served "
+                                                "model (default: the best micro checkpoint here)")] = "",
+             base_url: Annotated[str, typer.Option("--base-url", help="of the server, with openai: http://host:8000/v1")] = "",
+             api: Annotated[str, typer.Option("--api", help="of the server: chat or completions")] = "chat",
+             tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="folder of the served model's tokenizer; "
+                                                            "without one, text is counted in bytes")] = None,
+             profile: Annotated[str, typer.Option("--profile", help="whose limits and context policy: micro, small, paper")] = "",
+             tools: Annotated[str, typer.Option("--tools", help="URL, command or YAML file of MCP servers, in the place of the "
+                                                "atlas's own tools")] = "",
+             k: Annotated[int, typer.Option("--k", help="runs of each task", min=1)] = 8,
+             limit: Annotated[int, typer.Option("--limit", help="only the first so many tasks; 0: all", min=0)] = 0,
+             temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
+             concurrency: Annotated[int, typer.Option("--concurrency", help="requests at once, with openai", min=1)] = 16,
+             timeout: Annotated[float, typer.Option("--timeout", help="seconds for one request, with openai", min=0.1)] = 300.0,
+             retries: Annotated[int, typer.Option("--retries", help="how often a failed request is sent again", min=0)] = 6,
+             seed: Seed = 0,
+             tolerance: Annotated[float, typer.Option("--tolerance", help="how far off a number may be, as a share of the right "
+                                                      "one", min=0.0)] = 0.0,
+             judge: Annotated[str, typer.Option("--judge", help="model that scores; without one, a rule does")] = "",
+             judge_url: Annotated[str, typer.Option("--judge-url", help="where it is served")] = "https://api.openai.com/v1",
+             judge_prompt: Annotated[str, typer.Option("--judge-prompt", help="equivalence, gaia, browsecomp, browsecomp_zh, "
+                                                       "hle or xbench (default: the benchmark's)")] = "",
+             blocked: Annotated[Path | None, typer.Option("--blocked", help="hosts and patterns that no tool may read (default: "
+                                                          "data/blocked.yaml)")] = None,
+             against: Annotated[Path | None, typer.Option("--against", help="folder of another evaluation of the same tasks, to "
+                                                          "compare with")] = None,
+             score_only: Annotated[bool, typer.Option("--score-only", help="score what is stored, play nothing")] = False,
+             offline: Annotated[bool, typer.Option("--offline", help="ask no judge; use stored verdicts alone")] = False,
+             record: Annotated[bool, typer.Option("--record", help="keep what engine and tools answer, for --replay")] = False,
+             show_text: Annotated[bool, typer.Option("--show-text", help="put a benchmark's own text into transcripts.html; keep "
+                                                     "such a page to yourself")] = False,
+             replay: Annotated[Path | None, typer.Option("--replay", help="folder of a recorded evaluation: play it again from "
+                                                         "its record, with the network off")] = None) -> None:
+    """Play tasks, store every transcript, score them, and write rows, rates with intervals, and pages to read them in."""
+    from .evaluate.command import Options, eval_command
+
+    try:
+        eval_command(Options(
+            tasks, out, engine, model, base_url, api, tokenizer, profile, tools, runs=k, limit=limit, temperature=temperature,
+            concurrency=concurrency, timeout_s=timeout, retries=retries, seed=seed, tolerance=tolerance, judge=judge,
+            judge_url=judge_url, judge_prompt=judge_prompt, blocked=blocked, score_only=score_only, offline=offline,
+            record=record, replay=replay, show_text=show_text), against)
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from error
 
 
 @app.command("serve-tools")

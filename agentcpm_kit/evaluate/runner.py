@@ -106,18 +106,6 @@ def refuse_lost(found: list[Trajectory]) -> None:
                        "same command again")
 
 
-def repeat_agent(engine, tasks: list[Task], profile: Profile, runs: int, seed: int = 0,
-                 on_run: Callable[[int], None] | None = None) -> list[int]:
-    """Play every task `runs` times; how many of the runs were correct, per task."""
-    correct = [0] * len(tasks)
-    for run in range(runs):
-        outcomes = evaluate_agent(engine, tasks, profile, seed=seed, run=run).outcomes
-        correct = [c + o for c, o in zip(correct, outcomes, strict=True)]
-        if on_run:
-            on_run(run + 1)
-    return correct
-
-
 def answer_items(engine, items: list[Item], max_new_tokens: int = 16) -> list[str]:
     """What the model says to each item, asked as one user turn without tools; thinking is taken off."""
     turns = [user_turn(engine.tokenizer, f"item {i}", item.prompt, max_new_tokens) for i, item in enumerate(items)]

@@ -1,0 +1,236 @@
+"""``agentcpm-kit eval``: play tasks, store transcripts, score them, and report."""
+
+import hashlib
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..agent.context import ContextPolicy
+from ..agent.engines import open_engine
+from ..agent.engines.loading import load_tokenizer
+from ..agent.episode import ToolFactory, world_tools
+from ..agent.tokens import ByteTokenizer
+from ..agent.trajectory import Trajectory
+from ..artefacts import CHECKSUMS, file_sha256
+from ..ask import best_checkpoint
+from ..errors import KitError, unknown
+from ..files import append_jsonl, read_jsonl
+from ..profile import Profile, load_profile, set_seed
+from ..sections import Limits
+from ..world.tasks import Task
+from .benchmarks import BENCHMARKS
+from .guard import Blocklist, guarded
+from .harness import Plan, Score, Verdict, generate, opened, require_stored, rule, score
+from .judge import OPENAI, Judge, JudgeSettings
+from .replay import Record, ReplayedEngine, Traffic
+from .reports import write_reports
+from .show import judging, print_comparison, print_rows, progress
+from .tasks import load_suite
+
+ENGINES = ("transformers", "vllm", "openai")
+BYTES_PER_TOKEN = 4  # roughly, of English; where text is counted in bytes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; see its help."""
+
+    tasks: str
+    out: Path
+    engine: str = "transformers"
+    model: str = ""
+    base_url: str = ""
+    api: str = "chat"
+    tokenizer: Path | None = None
+    profile: str = ""
+    tools: str = ""
+    runs: int = 8
+    limit: int = 0
+    temperature: float = 1.0
+    concurrency: int = 16
+    timeout_s: float = 300.0
+    retries: int = 6
+    seed: int = 0
+    tolerance: float = 0.0
+    judge: str = ""
+    judge_url: str = OPENAI
+    judge_prompt: str = ""
+    blocked: Path | None = None
+    score_only: bool = False
+    offline: bool = False
+    record: bool = False
+    replay: Path | None = None
+    show_text: bool = False
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Nobody told which tokenizer the served model has."""
+        return self.engine == "openai" and self.tokenizer is None
+
+    def resolved(self) -> "Options":
+        """With the defaults that depend on others: which model, and whose limits.
+
+        Raises:
+            KitError: options that do not go together.
+        """
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.engine == "openai" and not (self.model and self.base_url):
+            raise KitError("--engine openai needs --base-url (such as http://127.0.0.1:8000/v1) and --model, the name there")
+        if self.engine == "openai" and self.api == "completions" and self.tokenizer is None:
+            raise KitError("the API `completions` sends token ids, and needs --tokenizer: the folder of the served model's own")
+        model = self.model or ("" if self.score_only else str(best_checkpoint()))
+        prompt = BENCHMARKS[self.tasks].prompt if self.tasks in BENCHMARKS else "equivalence"
+        return replace(self, model=model, judge_prompt=self.judge_prompt or prompt,
+                       profile=self.profile or ("paper" if self.engine == "openai" else "micro"))
+
+    def judging(self) -> JudgeSettings | None:
+        return JudgeSettings(self.judge, self.judge_prompt, self.judge_url, concurrency=self.concurrency) if self.judge else None
+
+    def limits(self, profile: Profile) -> Limits:
+        """The profile's; its context in bytes where those are counted."""
+        room = profile.limits.max_context_tokens * (BYTES_PER_TOKEN if self.counts_bytes else 1)
+        return profile.limits.changed(max_context_tokens=room)
+
+    def plan(self, profile: Profile) -> Plan:
+        """What is to be played, and under which settings. Needs `resolved` options."""
+        blocked = self.blocked.read_bytes() if self.blocked else b""
+        settings = {"engine": self.engine, "model": _identity(self), "temperature": self.temperature,
+                    "tools": self.tools or "atlas", "limits": self.limits(profile).model_dump(),
+                    "context": ContextPolicy.of(profile).settings(), "counted_in": "bytes" if self.counts_bytes else "tokens",
+                    "blocked": hashlib.sha256(blocked).hexdigest()[:16] if blocked else "data/blocked.yaml"}
+        return Plan(load_suite(self.tasks).first(self.limit), self.runs, self.seed, settings)
+
+
+def _identity(options: Options) -> dict:
+    """What tells one model from another: a folder's checksums, or a served model's name and address (without a password)."""
+    if options.engine == "openai":
+        return {"name": options.model, "url": re.sub(r"//[^/@]*@", "//", options.base_url), "api": options.api,
+                "tokenizer": str(options.tokenizer.name) if options.tokenizer else "bytes"}
+    folder = Path(options.model)
+    sums = folder / CHECKSUMS
+    return {"name": folder.name, "sha256": file_sha256(sums)[:16] if sums.is_file() else "no checksums"}
+
+
+def eval_command(options: Options, against: Path | None = None) -> None:
+    """Evaluate, report, and print."""
+    others = _others(against) if against else []
+    rows = evaluate(options)
+    print_rows(rows)
+    if against:
+        print_comparison(rows, others, against)
+    if (page := options.out / "transcripts.html").is_file():
+        print(f"transcripts to read: {page}")
+
+
+def _others(folder: Path) -> list[dict]:
+    if not (rows := read_jsonl(folder / "rows.jsonl")):
+        raise KitError(f"{folder} holds no scored evaluation to compare with")
+    return rows
+
+
+def evaluate(options: Options) -> list[dict]:
+    """Play what the folder lacks (unless `score_only`), score all of it, write the reports, and return the rows."""
+    options = options.resolved()
+    profile, judge = load_profile(options.profile), options.judging()
+    plan = options.plan(profile)
+    if options.score_only:
+        require_stored(options.out, plan)
+    else:
+        set_seed(options.seed, profile.threads)
+        with opened(options.out, plan):
+            _play(options, plan, profile)
+    rows = score(options.out, plan, _scorer(options, judge))
+    by_rule = {"rule": "exact match with aliases", "tolerance": options.tolerance}
+    write_reports(options.out, plan, rows, judge.identity() if judge else by_rule, options.show_text)
+    return rows
+
+
+def _play(options: Options, plan: Plan, profile: Profile) -> None:
+    policy, limits = ContextPolicy.of(profile), options.limits(profile)
+    if options.replay:
+        return _replay(options, plan, limits, policy)
+    with _engine(options, profile) as engine, _tools(options.tools) as tools, progress(plan, options.out) as told:
+        tools = guarded(tools, Blocklist.read(options.blocked), _blocked_log(options.out / "blocked.jsonl"))
+        record = Record(options.out / "traffic.jsonl") if options.record else None
+
+        def on_end(trajectory: Trajectory) -> None:
+            if record:
+                record.end(trajectory)
+            told(trajectory)
+
+        if record:
+            engine, tools = record.engine(engine), record.tools(tools)
+        generate(options.out, plan, engine, tools, limits, policy, on_end)
+
+
+def _blocked_log(path: Path):
+    """Tools answer in threads of their own; lines are written one after the other."""
+    lock = threading.Lock()
+
+    def log(episode: str, tool: str, address: str) -> None:
+        with lock:
+            append_jsonl(path, {"episode": episode, "tool": tool, "address": address.encode("utf-8", "replace").decode()})
+
+    return log
+
+
+def _replay(options: Options, plan: Plan, limits: Limits, policy: ContextPolicy) -> None:
+    """The same loop over recorded answers of engine and tools; verdicts are taken over."""
+    traffic = Traffic(options.replay / "traffic.jsonl")
+    with progress(plan, options.out) as told:
+        engine = ReplayedEngine(traffic, _tokenizer(options), options.concurrency)
+        generate(options.out, plan, engine, traffic.tools, limits, policy, told)
+    traffic.require_all()
+    if (verdicts := options.replay / "verdicts.jsonl").is_file():
+        shutil.copy(verdicts, options.out / "verdicts.jsonl")
+
+
+def _tokenizer(options: Options):
+    if options.engine != "openai":
+        return load_tokenizer(options.model)
+    return load_tokenizer(options.tokenizer) if options.tokenizer else ByteTokenizer()
+
+
+def _engine(options: Options, profile: Profile):
+    if options.engine != "openai":
+        model = profile.model.changed(engine=options.engine)
+        return open_engine(options.model, profile.model_copy(update={"model": model}), options.temperature)
+    from ..agent.engines.openai import OpenAIEngine, require_servers
+
+    require_servers([options.base_url])
+    return OpenAIEngine([options.base_url], options.model, _tokenizer(options), options.temperature, options.api,
+                        options.concurrency, options.retries, options.timeout_s)
+
+
+@contextmanager
+def _tools(source: str) -> Iterator[ToolFactory]:
+    """The atlas's tools in process or, given a `source`, those of MCP servers."""
+    if not source:
+        yield world_tools()
+        return
+    from ..world.mcp import RemoteTools
+
+    with RemoteTools(source) as remote:
+        yield lambda task, episode: remote.for_episode(episode)
+
+
+def _scorer(options: Options, settings: JudgeSettings | None) -> Score:
+    if settings is None:
+        return rule(options.tolerance)
+    judge = Judge(settings, options.out / "verdicts.jsonl", options.offline or options.replay is not None)
+
+    def ask(pairs: list[tuple[Trajectory, Task]]) -> list[Verdict]:
+        """Who gave no answer is wrong without a judge."""
+        asked = [(task.question, " or ".join([task.answer, *task.aliases]), t.answer)
+                 for t, task in pairs if t.answer is not None]
+        with judging(len(asked)) as told:
+            rows = iter(judge(asked, told))
+        said = [next(rows) if t.answer is not None else {"verdict": False, "fault": ""} for t, _ in pairs]
+        return [(row["verdict"], f"judge: {row['fault']}") for row in said]
+
+    return ask

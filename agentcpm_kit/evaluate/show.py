@@ -1,0 +1,65 @@
+"""An evaluation in the terminal: a bar while it plays, and the table that it ends with."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..agent.trajectory import Trajectory
+from .harness import Plan, faults, transcripts
+from .summary import by_task, compare, per_run, summarise
+
+
+@contextmanager
+def progress(plan: Plan, out: Path) -> Iterator[Callable[[Trajectory], None]]:
+    """A bar over all planned runs; what is stored already counts as done. Yields what to call with each that ends."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    ended = Counter(t.end_reason.value for t in transcripts(out).values() if not t.end_reason.is_fault)
+    total = len(plan.suite.tasks) * plan.runs
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                  TextColumn("{task.fields[ended]}")) as bar:
+        task = bar.add_task(plan.suite.name, total=total, completed=ended.total(), ended="")
+
+        def tell(trajectory: Trajectory) -> None:
+            ended[trajectory.end_reason.value] += 1
+            words = ", ".join(f"{reason} {count}" for reason, count in ended.most_common())
+            bar.update(task, advance=not trajectory.end_reason.is_fault, ended=words)
+
+        yield tell
+
+
+@contextmanager
+def judging(total: int) -> Iterator[Callable[[dict], None]]:
+    """A bar over the verdicts that are asked for."""
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("judge", total=total)
+        yield lambda row: bar.update(task, advance=1)
+
+
+def print_rows(rows: Sequence[dict]) -> None:
+    """Rates with intervals, then what is behind them: runs, families, what is not known."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table, console = by_task(rows), Console()
+    counts = Counter(row["outcome"] for row in rows)
+    rates = Table("metric", "value [95% interval over tasks]", title=f"{len(table)} tasks x {int(table.runs.iloc[0])} runs")
+    for name, estimate in summarise(rows).items():
+        rates.add_row(name, f"{estimate.value:.3f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]")
+    console.print(rates)
+    runs = per_run(rows)
+    console.print(f"accuracy by run: lowest {min(runs):.3f}, highest {max(runs):.3f}")
+    told = ", ".join(f"{name} {counts[name]}" for name in ("correct", "wrong", "unscored", "missing"))
+    console.print(f"{told} of {len(rows)} runs; unscored and missing count as misses", soft_wrap=True)
+    for kind, count in faults(rows).items():
+        console.print(f"  unscored by a fault, {kind}: {count}", style="yellow")
+
+
+def print_comparison(rows: Sequence[dict], others: Sequence[dict], name: Path) -> None:
+    from rich.console import Console
+
+    for metric, difference in compare(rows, others).items():
+        Console().print(f"{metric} minus that of {name}, paired by task: {difference}", soft_wrap=True)

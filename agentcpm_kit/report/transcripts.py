@@ -1,0 +1,59 @@
+"""transcripts.html: every run of an evaluation on one page that needs no server, no network and no other file.
+
+Filters by family, verdict, end reason and text; thinking and tool results are folded. Nothing of a transcript is read as HTML or
+run as a script: all text is escaped by the template, and the page's own policy lets no script run but its own.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..agent.trajectory import Trajectory
+from ..files import write_atomic
+from .view import call_text
+
+TEMPLATE = Path(__file__).with_name("transcripts.html.j2")
+SCRIPT = """
+const form = document.forms[0], runs = [...document.querySelectorAll('article')], count = document.getElementById('count');
+function show() {
+  let shown = 0;
+  for (const run of runs) {
+    const fits = ['family', 'outcome', 'end'].every(key => !form[key].value || run.dataset[key] === form[key].value)
+      && run.textContent.toLowerCase().includes(form.text.value.toLowerCase());
+    run.hidden = !fits;
+    shown += fits;
+  }
+  count.textContent = `${shown} of ${runs.length} runs`;
+}
+form.addEventListener('input', show);
+form.addEventListener('submit', event => event.preventDefault());
+show();
+"""
+
+
+MOST_RUNS, MOST_TEXT = 1000, 4000  # shown of an evaluation, and characters of each text; transcripts.jsonl has all
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … ({len(text):,} characters)"
+
+
+def build_transcripts(path: Path, title: str, rows: Sequence[dict], transcripts: dict[tuple[str, int], Trajectory],
+                      golds: Mapping[str, str]) -> None:
+    """Write the page: a block for a row, with its transcript (by task and run) where there is one, and the reference answer.
+
+    Of many rows, the first runs of each task are shown.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    environment.filters["short"] = _short
+    full = sorted(({"end_reason": "", "fault": "", **row} for row in rows), key=lambda row: row["run"])[:MOST_RUNS]
+    choices = {name: sorted({row[key] for row in full} - {""})
+               for name, key in (("family", "family"), ("outcome", "outcome"), ("end", "end_reason"))}
+    runs = [(row, transcripts.get((row["task_id"], row["run"])), golds[row["task_id"]]) for row in full]
+    hashed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    page = environment.from_string(TEMPLATE.read_text())
+    write_atomic(path, page.render(title=title, runs=runs, total=len(rows), choices=choices, call_text=call_text, script=SCRIPT,
+                                   script_sha256=hashed))

@@ -1,0 +1,57 @@
+"""What the harness itself costs: requests per second against a server that answers at once, many at a time.
+
+    python benchmarks/harness.py --out results/reference/benchmarks/harness.json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from agentcpm_kit.environment import describe
+from agentcpm_kit.evaluate.command import Options, evaluate
+from agentcpm_kit.files import write_json
+from agentcpm_kit.world import load_family
+
+
+def tasks_with_gold(path: Path, count: int) -> None:
+    """Tasks of the atlas whose questions tell the mock server their answers, in brackets."""
+    tasks = load_family("multihop", "test")[:count]
+    records = [{**task.record(), "Question": f"{task.question} [{task.answer}]"} for task in tasks]
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    server = subprocess.Popen([sys.executable, Path(__file__).with_name("mock_server.py"), "--port", str(options.port)])
+    try:
+        time.sleep(2)
+        with tempfile.TemporaryDirectory() as folder:
+            tasks = Path(folder) / "mock.jsonl"
+            tasks_with_gold(tasks, options.tasks)
+            began, cpu = time.perf_counter(), time.process_time()
+            rows = evaluate(Options(str(tasks), Path(folder) / "out", "openai", "mock", f"http://127.0.0.1:{options.port}/v1",
+                                    runs=options.runs, concurrency=options.concurrency))
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    finally:
+        server.terminate()
+    requests = sum(row["turns"] for row in rows)
+    found = {"requests": requests, "concurrency": options.concurrency, "seconds": round(wall, 2),
+             "requests_per_s": round(requests / wall, 1), "harness_cpu_ms_per_request": round(1000 * cpu / requests, 3),
+             "correct": sum(row["outcome"] == "correct" for row in rows), "env": describe(0)}
+    print(json.dumps({k: v for k, v in found.items() if k != "env"}, indent=1))
+    if options.out:
+        write_json(options.out, found)
+
+
+if __name__ == "__main__":
+    main()
