@@ -153,7 +153,7 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              out: Annotated[Path, typer.Option("--out", help="folder for transcripts, rows and report; the same folder goes on")],
              engine: Annotated[str, typer.Option("--engine", help="transformers, vllm or openai")] = "transformers",
              model: Annotated[str, typer.Option("--model", help="a checkpoint's folder; with openai, the name of the served "
-                                                "model (default: the best micro checkpoint here)")] = "",
+                                                "model (default: micro after RL)")] = "",
              base_url: Annotated[str, typer.Option("--base-url", help="of the server, with openai: http://host:8000/v1")] = "",
              api: Annotated[str, typer.Option("--api", help="of the server: chat or completions")] = "chat",
              tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="folder of the served model's tokenizer; "
@@ -167,7 +167,7 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              concurrency: Annotated[int, typer.Option("--concurrency", help="requests at once, with openai", min=1)] = 16,
              timeout: Annotated[float, typer.Option("--timeout", help="seconds for one request, with openai", min=0.1)] = 300.0,
              retries: Annotated[int, typer.Option("--retries", help="how often a failed request is sent again", min=0)] = 6,
-             seed: Seed = 0,
+             seed: Annotated[int, typer.Option("--seed", help="of sampling; a folder has one", min=0)] = 0,
              tolerance: Annotated[float, typer.Option("--tolerance", help="how far off a number may be, as a share of the right "
                                                       "one", min=0.0)] = 0.0,
              judge: Annotated[str, typer.Option("--judge", help="model that scores; without one, a rule does")] = "",

@@ -88,19 +88,23 @@ def test_a_recorded_evaluation_plays_again_with_nobody_there(mock, tasks, tmp_pa
 
 
 def test_a_judge_scores_what_is_stored_and_is_named(mock, tasks, tmp_path, serve):  # noqa: F811
-    """Scoring by rule, by a judge that likes everything, and by one that is out: three verdicts on the same transcripts."""
+    """By rule, by a judge that likes everything, by one that says nonsense, and by one that is out, on the same transcripts."""
     out = tmp_path / "out"
     assert subprocess.run(command(tasks, mock, out, 2), capture_output=True).returncode == 0
     played, by_rule = lines(out), read_jsonl(out / "rows.jsonl")
     again = ["--tasks", tasks, "--out", out, "--k", 2, "--score-only", "--judge", "m", "--judge-url"]
-    assert run(*again, serve((500, AT_ONCE, {})).url) == (0, "")
+    before = (out / "metrics.json").read_bytes()
+    code, told = run(*again, serve((500, AT_ONCE, {"error": {"message": "no more money"}})).url)
+    assert code == 2 and "no more money" in told and (out / "metrics.json").read_bytes() == before
+    assert run(*again, serve(says("Hm.")).url) == (0, "")
     silent = json.loads((out / "metrics.json").read_text())
     answered = sum(row["outcome"] in ("correct", "wrong") for row in by_rule)
-    assert silent["faults"]["judge: server_error"] == answered and silent["outcomes"]["correct"] == 0
-    assert run(*again, serve(says("**Correct**")).url) == (0, "")
+    assert silent["faults"]["judge: unreadable"] == answered and silent["outcomes"]["correct"] == 0
+    url = serve(says("**Correct**")).url
+    assert run(*again, url) == (0, "")
     kind = json.loads((out / "metrics.json").read_text())
     assert kind["outcomes"]["correct"] == answered and kind["scorer"]["judge"] == "m" and lines(out) == played
-    assert run(*again, "http://127.0.0.1:9", "--offline") == (0, "")
+    assert run(*again, url, "--offline") == (0, "")
     assert json.loads((out / "metrics.json").read_text()) == kind
 
 
@@ -122,6 +126,8 @@ def run(*arguments):
     (["--tasks", "multihpo"], "did you mean 'multihop'"), (["--tasks", "none.jsonl"], "cannot be read"),
     (["--tasks", "deep", "--engine", "openai"], "needs --base-url"),
     (["--tasks", "deep", "--engine", "opnai"], "did you mean 'openai'"),
+    (["--tasks", "deep", "--base-url", "http://127.0.0.1:9/v1"], "--base-url is for --engine openai"),
+    (["--tasks", "deep", "--out", "/proc/none"], "cannot be written"),
     (["--tasks", "gaia"], "data add gaia FILE"), (["--tasks", "deep", "--score-only"], "holds no transcripts to score"),
     (["--tasks", "deep", "--judge", "m", "--judge-prompt", "gaya"], "did you mean 'gaia'")])
 def test_a_mistake_is_one_line(tmp_path, arguments, hint):
@@ -141,5 +147,5 @@ def test_scoring_again_plays_nothing_and_more_runs_than_stored_are_refused(mock,
     path = tmp_path / "tampered.jsonl"
     path.write_text(tasks.read_text().replace("[", "[ ", 1))
     code, told = run("--tasks", path, "--out", out, "--k", 2, "--score-only")
-    assert code == 2 and "tasks_sha256" in told
+    assert code == 2 and "begun with other tasks" in told
     assert json.loads(before["metrics.json"])["runs"] == 2

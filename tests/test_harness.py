@@ -121,7 +121,7 @@ def test_a_folder_goes_on_only_under_its_own_settings_and_alone(tokenizer, tmp_p
     begin(tmp_path, plan(runs=9))  # more runs of the same
     with pytest.raises(KitError, match="begun with model 'm', not 'other'; give another --out"):
         begin(tmp_path, plan(model="other"))
-    with pytest.raises(KitError, match="tasks_sha256"):
+    with pytest.raises(KitError, match="begun with other tasks"):
         begin(tmp_path, Plan(Suite("some", TASKS, "tampered"), 3, 0, {"model": "m"}))
     with opened(tmp_path, plan()), pytest.raises(KitError, match="another process is at work"):
         begin(tmp_path, plan())
@@ -238,6 +238,7 @@ def test_task_files_and_families(tmp_path):
     assert len(load_suite("deep-validation").tasks) == 60 and load_suite("deep").name == "deep-test"
     assert [task.hops for task in load_suite("plain").first(6).tasks] == [1, 2, 3, 1, 2, 3]
     assert load_suite("plain").digest != load_suite("plain-validation").digest
+    assert load_suite("plain").first(6).digest != load_suite("plain").digest == load_suite("plain").first(10**6).digest
     for unknown in ("dep", "deep-tset", "nowhere.jsonl"):
         with pytest.raises(KitError):
             load_suite(unknown)

@@ -50,8 +50,8 @@ def test_an_unreadable_reply_is_asked_again_then_there_is_no_verdict(serve, tmp_
     assert second["fault"] == "unreadable" and len(second["replies"]) == 3
     again = server.seen[1]["body"]["messages"]
     assert [m["role"] for m in again] == ["user", "assistant", "user"] and again[2]["content"].startswith("Reply with one word")
-    healed = judge(serve(says("Incorrect")), tmp_path)
-    assert verdicts(healed(ASKED)) == [True, False]  # only what has no verdict is asked for later
+    server.answers = [says("Incorrect")]
+    assert verdicts(judge(server, tmp_path)(ASKED)) == [True, False]  # only what has no verdict is asked for later
 
 
 def test_a_judge_that_is_out_is_no_wrong_answer(serve, tmp_path, monkeypatch):  # noqa: F811
@@ -70,8 +70,9 @@ def test_broken_replies_are_no_verdict(serve, tmp_path, answer):  # noqa: F811
 def test_another_judge_prompt_or_answer_is_another_verdict():
     settings = JudgeSettings("j")
     keys = {settings.key("q", "t", "a"), settings.key("q", "t", "b"), settings.key("q", "ta", ""), settings.key("qt", "", "a"),
-            JudgeSettings("k").key("q", "t", "a"), JudgeSettings("j", "gaia").key("q", "t", "a")}
-    assert len(keys) == 6
+            JudgeSettings("k").key("q", "t", "a"), JudgeSettings("j", "gaia").key("q", "t", "a"),
+            JudgeSettings("j", url="http://127.0.0.1:9").key("q", "t", "a")}
+    assert len(keys) == 7
     with pytest.raises(KitError, match="did you mean 'gaia'"):
         JudgeSettings("j", "gaya")
 

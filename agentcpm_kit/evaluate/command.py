@@ -12,6 +12,7 @@ from pathlib import Path
 from ..agent.context import ContextPolicy
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
+from ..agent.engines.openai import ROUTES
 from ..agent.episode import ToolFactory, world_tools
 from ..agent.tokens import ByteTokenizer
 from ..agent.trajectory import Trajectory
@@ -29,6 +30,7 @@ from .judge import OPENAI, Judge, JudgeSettings
 from .replay import Record, ReplayedEngine, Traffic
 from .reports import write_reports
 from .show import judging, print_comparison, print_rows, progress
+from .summary import require_same_tasks
 from .tasks import load_suite
 
 ENGINES = ("transformers", "vllm", "openai")
@@ -81,6 +83,10 @@ class Options:
             raise unknown("engine", self.engine, ENGINES)
         if self.engine == "openai" and not (self.model and self.base_url):
             raise KitError("--engine openai needs --base-url (such as http://127.0.0.1:8000/v1) and --model, the name there")
+        if self.base_url and self.engine != "openai":
+            raise KitError(f"--base-url is for --engine openai, and the engine is {self.engine}")
+        if self.api not in ROUTES:
+            raise unknown("api", self.api, ROUTES)
         if self.engine == "openai" and self.api == "completions" and self.tokenizer is None:
             raise KitError("the API `completions` sends token ids, and needs --tokenizer: the folder of the served model's own")
         model = self.model or ("" if self.score_only else str(best_checkpoint()))
@@ -112,13 +118,13 @@ def _identity(options: Options) -> dict:
         return {"name": options.model, "url": re.sub(r"//[^/@]*@", "//", options.base_url), "api": options.api,
                 "tokenizer": str(options.tokenizer.name) if options.tokenizer else "bytes"}
     folder = Path(options.model)
-    sums = folder / CHECKSUMS
-    return {"name": folder.name, "sha256": file_sha256(sums)[:16] if sums.is_file() else "no checksums"}
+    files = [folder / CHECKSUMS] if (folder / CHECKSUMS).is_file() else sorted(folder.glob("*.safetensors"))
+    return {"name": folder.name, "sha256": " ".join(file_sha256(file)[:16] for file in files)}
 
 
 def eval_command(options: Options, against: Path | None = None) -> None:
     """Evaluate, report, and print."""
-    others = _others(against) if against else []
+    others = _others(against, options) if against else []
     rows = evaluate(options)
     print_rows(rows)
     if against:
@@ -127,9 +133,12 @@ def eval_command(options: Options, against: Path | None = None) -> None:
         print(f"transcripts to read: {page}")
 
 
-def _others(folder: Path) -> list[dict]:
+def _others(folder: Path, options: Options) -> list[dict]:
+    """The rows to compare with, before anything is played."""
     if not (rows := read_jsonl(folder / "rows.jsonl")):
         raise KitError(f"{folder} holds no scored evaluation to compare with")
+    require_same_tasks([task.task_id for task in load_suite(options.tasks).first(options.limit).tasks],
+                       list(dict.fromkeys(row["task_id"] for row in rows)))
     return rows
 
 
@@ -138,8 +147,11 @@ def evaluate(options: Options) -> list[dict]:
     options = options.resolved()
     profile, judge = load_profile(options.profile), options.judging()
     plan = options.plan(profile)
+    if not (options.tools or options.score_only or options.replay):
+        for task in plan.suite.tasks:
+            task.require_world()
     if options.score_only:
-        require_stored(options.out, plan)
+        plan = replace(plan, settings=require_stored(options.out, plan))
     else:
         set_seed(options.seed, profile.threads)
         with opened(options.out, plan):
@@ -229,7 +241,11 @@ def _scorer(options: Options, settings: JudgeSettings | None) -> Score:
         asked = [(task.question, " or ".join([task.answer, *task.aliases]), t.answer)
                  for t, task in pairs if t.answer is not None]
         with judging(len(asked)) as told:
-            rows = iter(judge(asked, told))
+            found = judge(asked, told)
+        if found and all(row.get("words") for row in found):
+            raise KitError(f"the judge {settings.model} at {settings.url} answered none of {len(found)} questions "
+                           f"({found[0]['words']}); no report was changed. See to it, then score again with --score-only")
+        rows = iter(found)
         said = [next(rows) if t.answer is not None else {"verdict": False, "fault": ""} for t, _ in pairs]
         return [(row["verdict"], f"judge: {row['fault']}") for row in said]
 

@@ -73,15 +73,17 @@ def opened(out: Path, plan: Plan) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
-            if (out / TRANSCRIPTS).is_file():
+            if transcripts(out):
                 _require_same(out, plan.config())
             write_json(out / "config.json", plan.config())
             yield
     except Timeout as error:
         raise KitError(f"another process is at work in {out}; wait for it, or give another --out") from error
+    except OSError as error:
+        raise KitError(f"{out} cannot be written: {error.strerror}") from error
 
 
 def _require_same(out: Path, now: dict, keys: Iterable[str] = ()) -> None:
@@ -89,13 +91,16 @@ def _require_same(out: Path, now: dict, keys: Iterable[str] = ()) -> None:
         before = json.loads((out / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise KitError(f"{out} has transcripts and no config.json that tells of what; give another --out") from error
+    if before.get("tasks_sha256") != now["tasks_sha256"]:
+        raise KitError(f"{out} was begun with other tasks: another file, --limit, or the file was changed; give another --out")
     for key in keys or before | now:
         if before.get(key) != now.get(key):
             raise KitError(f"{out} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; give another --out")
 
 
-def require_stored(out: Path, plan: Plan) -> None:
-    """
+def require_stored(out: Path, plan: Plan) -> dict:
+    """The settings that a folder's transcripts were played under.
+
     Raises:
         KitError: the folder has no transcripts, of other tasks, or of fewer runs than are to be scored.
     """
@@ -105,6 +110,7 @@ def require_stored(out: Path, plan: Plan) -> None:
     _require_same(out, plan.config(), ("tasks_sha256", "seed"))
     if (stored := len({t.run for t in there.values()})) < plan.runs:
         raise KitError(f"{plan.runs} runs of each task are asked for, {stored} are stored; leave --score-only out to play more")
+    return json.loads((out / "config.json").read_text())
 
 
 def generate(out: Path, plan: Plan, engine: Engine, tools: ToolFactory, limits: Limits, context: ContextPolicy | None = None,
@@ -136,7 +142,7 @@ def transcripts(out: Path) -> dict[str, Trajectory]:
             if before is None or before.end_reason.is_fault:
                 found[trajectory.episode] = trajectory
     except ValueError as error:
-        raise KitError(f"{out}: {error}") from error
+        raise KitError(f"{out}: {error}; delete that line, and the run is played again") from error
     return found
 
 

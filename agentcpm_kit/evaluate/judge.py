@@ -60,12 +60,13 @@ class JudgeSettings:
 
     def key(self, question: str, truth: str, answer: str) -> str:
         """What a verdict is stored under: another judge, prompt, question, truth or answer is another verdict."""
-        parts = [self.model, self.temperature, self.max_tokens, self.text, question, truth, answer]
+        parts = [self.model, self.url, self.temperature, self.max_tokens, self.text, question, truth, answer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def identity(self) -> dict:
         """What a score has to name."""
-        return {"judge": self.model, "prompt": self.prompt, "prompt_sha256": hashlib.sha256(self.text.encode()).hexdigest()[:16],
+        prompt = hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return {"judge": self.model, "url": self.url, "prompt": self.prompt, "prompt_sha256": prompt,
                 "temperature": self.temperature}
 
 
@@ -118,7 +119,7 @@ class Judge:
             try:
                 said, whole = await self._reply(client, messages, row)
             except Exception as error:  # a judge that is out says nothing on the answer
-                return row | {"fault": fault_kind(error)}
+                return row | {"fault": fault_kind(error), "words": _words(error)}
             row["replies"].append(said)
             if whole and (verdict := read_verdict(self.settings.family, said)) is not None:
                 return row | {"verdict": verdict, "fault": ""}
@@ -138,11 +139,20 @@ class Judge:
         return said.encode("utf-8", "replace").decode(), reply.choices[0].finish_reason == "stop"
 
 
+def _words(error: Exception) -> str:
+    """One line on why a judge is out, without the key."""
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return words.replace(_key(), "***") if _key() else words
+
+
+def _key() -> str:
+    return os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
+
+
 def _client(settings: JudgeSettings):
     from openai import AsyncOpenAI
 
-    key = os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-    return AsyncOpenAI(api_key=key, base_url=settings.url, max_retries=4, timeout=settings.timeout_s)
+    return AsyncOpenAI(api_key=_key() or "none", base_url=settings.url, max_retries=4, timeout=settings.timeout_s)
 
 
 def in_a_thread(work) -> None:

@@ -59,8 +59,12 @@ def compare(after: Sequence[dict], before: Sequence[dict]) -> dict[str, Estimate
         KitError: not the same tasks.
     """
     one, two = by_task(after), by_task(before)
-    if list(one.index) != list(two.index):
-        common = len(one.index.intersection(two.index))
+    require_same_tasks(list(one.index), list(two.index))
+    return {"pass@1": paired_difference(one.correct / one.runs, two.correct / two.runs)}
+
+
+def require_same_tasks(one: Sequence[str], two: Sequence[str]) -> None:
+    if list(one) != list(two):
+        common = len(set(one) & set(two))
         raise KitError(f"the two evaluations are of other tasks ({len(one)} and {len(two)}, {common} in common): they cannot be "
                        "compared task by task")
-    return {"pass@1": paired_difference(one.correct / one.runs, two.correct / two.runs)}

@@ -62,8 +62,10 @@ class Suite:
         return cls(name, tuple(tasks), hashlib.sha256(text.encode()).hexdigest())
 
     def first(self, count: int) -> "Suite":
-        """Its first tasks alone; 0: all."""
-        return replace(self, tasks=self.tasks[:count]) if count else self
+        """Its first tasks alone, which are another suite; 0: all."""
+        if not 0 < count < len(self.tasks):
+            return self
+        return replace(self, tasks=self.tasks[:count], digest=f"{self.digest}, the first {count}")
 
 
 def load_suite(source: str) -> Suite:
@@ -83,7 +85,7 @@ def load_suite(source: str) -> Suite:
     family, _, split = source.partition("-")
     split = split or "test"
     if family not in (*FAMILIES, PLAIN) or split not in SPLITS:
-        known = [*FAMILIES, *BENCHMARKS, *(f"{name}-{each}" for name in (*FAMILIES, PLAIN) for each in SPLITS)]
+        known = [*FAMILIES, PLAIN, *BENCHMARKS, *(f"{name}-{each}" for name in (*FAMILIES, PLAIN) for each in SPLITS)]
         raise unknown("tasks (no family, benchmark or .jsonl file)", source, known)
     if family == PLAIN:
         return Suite.of(f"plain-{split}", _plain(split))

@@ -71,10 +71,13 @@ class Task:
         Raises:
             KitError: the task is not of the atlas.
         """
+        self.require_world()
+        return self.world.open()
+
+    def require_world(self) -> None:
         if self.world is None:
             raise KitError(f"task {self.task_id!r} has no world of its own; it needs --tools (see "
                            "profiles/tools/web.yaml)")
-        return self.world.open()
 
     def record(self) -> dict:
         """The task as a line of a task file."""
