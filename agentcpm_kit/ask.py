@@ -1,11 +1,10 @@
 """``agentcpm-kit ask``: one episode with the best micro checkpoint, printed for a person."""
 
-from contextlib import contextmanager
 from pathlib import Path
 
 from .agent.context import ContextPolicy
 from .agent.engines import open_engine
-from .agent.episode import run_episodes, world_tools
+from .agent.episode import open_tools, run_episodes
 from .agent.tokens import encode
 from .agent.trajectory import EndReason
 from .errors import KitError
@@ -46,18 +45,6 @@ def print_examples(number: int, count: int) -> None:
         print(f"{task.question}   (answer: {task.answer})")
 
 
-@contextmanager
-def _tools(source: str | None):
-    """The atlas's tools in process or, given a `source`, those of an MCP server."""
-    if not source:
-        yield world_tools()
-        return
-    from .world.mcp import RemoteTools
-
-    with RemoteTools(source) as remote:
-        yield lambda task, episode: remote.for_episode(episode)
-
-
 def ask(question: str, model: Path | None, number: int, seed: int, tools: str | None = None) -> None:
     """Play the episode and print it; in the atlas itself, the answer to one of the world's own questions is checked.
 
@@ -73,7 +60,7 @@ def ask(question: str, model: Path | None, number: int, seed: int, tools: str | 
     task = Task("ask", question, "", "multihop", 0, world.spec)
     with open_engine(path, profile, temperature=0.0) as engine:
         _refuse_unknown_words(question, engine.tokenizer)
-        with _tools(tools) as factory:
+        with open_tools(tools) as factory:
             trajectory = run_episodes([task], engine, factory, profile.limits, ContextPolicy.of(profile), seed=seed)[0]
     if trajectory.end_reason == EndReason.ENGINE_FAULT:
         raise KitError(f"the engine failed: {trajectory.message}")

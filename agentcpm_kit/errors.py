@@ -16,3 +16,8 @@ def unknown(kind: str, name: str, known) -> KitError:
     near = get_close_matches(name, known, n=1, cutoff=0.5) if len(name) > 2 else []  # '13' is not meant to be '11'
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return KitError(f"unknown {kind} {name!r}; {hint}")
+
+
+def one_line(error: object) -> str:
+    """An error's words without line breaks: what libraries say may be long."""
+    return " ".join(str(error).split())

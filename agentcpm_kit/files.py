@@ -52,6 +52,11 @@ def whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
+def jsonl(rows: Iterable[dict]) -> str:
+    """The text of a whole jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def append_jsonl(path: Path, row: dict) -> None:
     append_lines(path, [json.dumps(row, ensure_ascii=False).encode()])
 

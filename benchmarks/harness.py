@@ -13,15 +13,14 @@ from pathlib import Path
 
 from agentcpm_kit.environment import describe
 from agentcpm_kit.evaluate.command import Options, evaluate
-from agentcpm_kit.files import write_json
+from agentcpm_kit.files import jsonl, write_json
 from agentcpm_kit.world import load_family
 
 
 def tasks_with_gold(path: Path, count: int) -> None:
     """Tasks of the atlas whose questions tell the mock server their answers, in brackets."""
     tasks = load_family("multihop", "test")[:count]
-    records = [{**task.record(), "Question": f"{task.question} [{task.answer}]"} for task in tasks]
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    path.write_text(jsonl({**task.record(), "Question": f"{task.question} [{task.answer}]"} for task in tasks))
 
 
 def main() -> None:

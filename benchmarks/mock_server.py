@@ -3,7 +3,7 @@
     python benchmarks/mock_server.py --port 8123 --faults 429=0.1,500=0.1,cut=0.05
 
 What a request meets is drawn from a hash of its own words and of how often it was asked: the same in every run, whatever the
-order. `scripts` of the agent are two turns: a search, then an answer, right with the given share.
+order. The agent that it plays searches, and then answers, right with the given share.
 """
 
 import argparse
@@ -16,12 +16,12 @@ FAULTS = ("429", "500", "hang", "cut", "bad_json", "slow")
 
 
 class MockServer:
-    """An ASGI application of one route, /v1/chat/completions (and /v1/models). `asked` counts requests by what they met."""
+    """An ASGI application of one route, /v1/chat/completions (and /v1/models)."""
 
     def __init__(self, faults: dict[str, float], right: float = 0.6, hang_s: float = 3600.0, slow_s: float = 0.5,
                  lasting: float = 0.0):
         self.faults, self.right, self.hang_s, self.slow_s, self.lasting = faults, right, hang_s, slow_s, lasting
-        self.asked, self.tries = Counter(), Counter()
+        self.tries = Counter()
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -39,7 +39,6 @@ class MockServer:
 
     async def answer(self, request: dict, key: str, send) -> None:
         met = self.fault(key)
-        self.asked[met or "answer"] += 1
         if met in ("429", "500"):
             return await reply(send, int(met), json.dumps({"error": {"message": f"mock {met}"}}).encode())
         if met in ("hang", "slow"):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ Play = Generator[Request, Any, Any]
 def world_tools(faults: FaultPlan | None = None) -> ToolFactory:
     """The tools that each task offers, over its own world, with the given faults."""
     return lambda task, episode: Tools(task.open_world(), faults, episode, task.tools)
+
+
+@contextmanager
+def open_tools(source: str | None) -> Iterator[ToolFactory]:
+    """The atlas's tools in process or, given a `source` (URL, command or config file), those of MCP servers."""
+    if not source:
+        yield world_tools()
+        return
+    from ..world.mcp import RemoteTools
+
+    with RemoteTools(source) as remote:
+        yield lambda task, episode: remote.for_episode(episode)
 
 
 def run_episodes(tasks: list[Task], engine: Engine, tools: ToolFactory, limits: Limits,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..artefacts import file_sha256
-from ..errors import KitError, unknown
-from ..files import write_atomic, write_json
+from ..errors import KitError, one_line, unknown
+from ..files import jsonl, write_atomic, write_json
 from ..profile import repo_root
 from ..world.tasks import Task
 from .benchmarks import BENCHMARKS, Benchmark, decrypt
@@ -48,7 +48,7 @@ def add(name: str, source: str, revision: str = "", ids: Path | None = None, for
     if before.is_file() and (known := json.loads(before.read_text())["sha256"]) != digest and not force:
         raise KitError(f"{name}: this file has SHA-256 {digest[:16]}…, the one before {known[:16]}…; --force takes the new")
     kept, told = _rows(name, benchmark, _read(path), ids)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    lines = jsonl(kept)
     write_atomic(folder / "tasks.jsonl", lines)
     write_json(before, {"source": source if path != Path(source) else path.name, "revision": revision, "sha256": digest,
                         "rows": len(kept), "tasks_sha256": hashlib.sha256(lines.encode()).hexdigest(),
@@ -71,7 +71,7 @@ def _download(benchmark: Benchmark, source: str, revision: str) -> Path:
     except GatedRepoError as error:
         raise KitError(f"{dataset} is {benchmark.access}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise KitError(f"{source} cannot be downloaded: {' '.join(str(error).split())[:200]}") from error
+        raise KitError(f"{source} cannot be downloaded: {one_line(error)[:200]}") from error
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def _read(path: Path) -> pd.DataFrame:
     except ImportError as error:
         raise KitError(f"{path.name} needs a package that is not here ({error}); save it as .csv") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise KitError(f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise KitError(f"{path.name} cannot be read: {one_line(error)[:200]}") from error
 
 
 def _rows(name: str, benchmark: Benchmark, table: pd.DataFrame, ids: Path | None) -> tuple[list[dict], str]:

@@ -4,8 +4,6 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from ..agent.context import ContextPolicy
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
 from ..agent.engines.openai import ROUTES
-from ..agent.episode import ToolFactory, world_tools
+from ..agent.episode import open_tools
 from ..agent.tokens import ByteTokenizer
 from ..agent.trajectory import Trajectory
 from ..artefacts import CHECKSUMS, file_sha256
@@ -166,7 +164,7 @@ def _play(options: Options, plan: Plan, profile: Profile) -> None:
     policy, limits = ContextPolicy.of(profile), options.limits(profile)
     if options.replay:
         return _replay(options, plan, limits, policy)
-    with _engine(options, profile) as engine, _tools(options.tools) as tools, progress(plan, options.out) as told:
+    with _engine(options, profile) as engine, open_tools(options.tools) as tools, progress(plan, options.out) as told:
         tools = guarded(tools, Blocklist.read(options.blocked), _blocked_log(options.out / "blocked.jsonl"))
         record = Record(options.out / "traffic.jsonl") if options.record else None
 
@@ -217,18 +215,6 @@ def _engine(options: Options, profile: Profile):
     require_servers([options.base_url])
     return OpenAIEngine([options.base_url], options.model, _tokenizer(options), options.temperature, options.api,
                         options.concurrency, options.retries, options.timeout_s)
-
-
-@contextmanager
-def _tools(source: str) -> Iterator[ToolFactory]:
-    """The atlas's tools in process or, given a `source`, those of MCP servers."""
-    if not source:
-        yield world_tools()
-        return
-    from ..world.mcp import RemoteTools
-
-    with RemoteTools(source) as remote:
-        yield lambda task, episode: remote.for_episode(episode)
 
 
 def _scorer(options: Options, settings: JudgeSettings | None) -> Score:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ..errors import KitError
+from ..files import jsonl
 from ..micro.skills import Item, draw_items
 from ..profile import Profile, repo_root
 from .metrics import Estimate, rate
@@ -56,7 +57,7 @@ def _rows(name: str) -> list[dict]:
 def write_items(path: Path, items: list[Item]) -> None:
     """One JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(item.__dict__, ensure_ascii=False) + "\n" for item in items))
+    path.write_text(jsonl(item.__dict__ for item in items))
 
 
 def micro_items(count: int = 600) -> list[Item]:

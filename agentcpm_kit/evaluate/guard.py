@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import yaml
 
 from ..agent.episode import ToolFactory
-from ..errors import KitError
+from ..errors import KitError, one_line
 from ..profile import repo_root
 from ..world.tools import ToolSet
 
@@ -49,7 +49,7 @@ class Blocklist:
                 raise ValueError(f"{wrong[0]!r} is no host such as huggingface.co")
             return cls(tuple(host.lower() for host in hosts), tuple(re.compile(pattern, re.I) for pattern in patterns))
         except (OSError, yaml.YAMLError, TypeError, AttributeError, ValueError, re.error) as error:
-            raise KitError(f"{path} is no list of `hosts` and `patterns`: {' '.join(str(error).split())}") from error
+            raise KitError(f"{path} is no list of `hosts` and `patterns`: {one_line(error)}") from error
 
     def blocks(self, text: str) -> bool:
         """Whether a blocked address stands in a text, in any of the ways in which it can be written."""
@@ -118,7 +118,7 @@ class Guarded:
 
     def _drop(self, name: str, *texts: str) -> bool:
         if named := next(filter(self.blocklist.blocks, texts), None):
-            self.note(name, " ".join(named.split())[:200])
+            self.note(name, one_line(named)[:200])
         return named is not None
 
 

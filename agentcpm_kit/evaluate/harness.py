@@ -24,7 +24,7 @@ from ..agent.engines import Engine
 from ..agent.episode import ToolFactory, episode_names, play_episodes, world_tools
 from ..agent.trajectory import Trajectory, read_trajectories
 from ..errors import KitError
-from ..files import appending, write_atomic, write_json
+from ..files import appending, jsonl, write_atomic, write_json
 from ..profile import Profile
 from ..sections import Limits
 from ..world.tasks import Task
@@ -157,7 +157,7 @@ def score(out: Path, plan: Plan, scorer: Score) -> list[dict]:
     verdicts = dict(zip(played, scorer([(t, tasks[names[name][0]]) for name, t in played.items()]), strict=True))
     rows = [_row(tasks[position], run, there.get(name), verdicts.get(name))
             for name, (position, run) in sorted(names.items(), key=lambda item: item[1])]
-    write_atomic(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(out / "rows.jsonl", jsonl(rows))
     return rows
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.engines.openai import fault_kind
-from ..errors import unknown
+from ..errors import one_line, unknown
 from ..files import append_jsonl, read_jsonl
 from .verdicts import read_verdict
 
@@ -141,7 +141,7 @@ class Judge:
 
 def _words(error: Exception) -> str:
     """One line on why a judge is out, without the key."""
-    words = " ".join(str(error).split())[:200] or type(error).__name__
+    words = one_line(error)[:200] or type(error).__name__
     return words.replace(_key(), "***") if _key() else words
 
 

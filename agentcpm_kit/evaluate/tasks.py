@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from ..errors import KitError, unknown
+from ..files import jsonl
 from ..profile import load_profile
 from ..world.plain.chains import ChainTask
 from ..world.tasks import FAMILIES, Task, data_folder, load_family
@@ -58,8 +59,7 @@ class Suite:
     @classmethod
     def of(cls, name: str, tasks: Sequence[Task]) -> "Suite":
         """Tasks that are drawn, not read: their digest is that of their records."""
-        text = "".join(json.dumps(task.record(), ensure_ascii=False) + "\n" for task in tasks)
-        return cls(name, tuple(tasks), hashlib.sha256(text.encode()).hexdigest())
+        return cls(name, tuple(tasks), hashlib.sha256(jsonl(task.record() for task in tasks).encode()).hexdigest())
 
     def first(self, count: int) -> "Suite":
         """Its first tasks alone, which are another suite; 0: all."""

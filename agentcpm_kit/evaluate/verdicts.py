@@ -67,7 +67,12 @@ def _bare(text: str) -> str:
 
 def _agreed(verdicts: Iterable[bool | None]) -> bool | None:
     """The verdict of all statements that give one; None where there is none, or two."""
-    found = {verdict for verdict in verdicts if verdict is not None}
+    return _agreed_all(verdict for verdict in verdicts if verdict is not None)
+
+
+def _agreed_all(verdicts: Iterable[bool | None]) -> bool | None:
+    """The one verdict of statements each of which must give it."""
+    found = set(verdicts)
     return found.pop() if len(found) == 1 else None
 
 
@@ -138,12 +143,6 @@ def _yes_no(reply: str) -> bool | None:
 
 def _word(said: str) -> bool | None:
     return {"yes": True, "no": False}.get(said.strip(" .,;!'").lower())
-
-
-def _agreed_all(verdicts: Iterable[bool | None]) -> bool | None:
-    """The one verdict of statements each of which must give it."""
-    found = set(verdicts)
-    return found.pop() if len(found) == 1 else None
 
 
 def _conclusion(reply: str) -> bool | None:

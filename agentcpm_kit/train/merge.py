@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import KitError, unknown
+from ..errors import KitError, one_line, unknown
 from ..stage import check_writable
 from .merge_inputs import DTYPES, check_finite, check_inputs, mean_change
 from .merge_methods import BY_SUM, Value, check_models, check_parameters, check_weights, parameters_of, rehearse
@@ -104,7 +104,7 @@ def _run(config: dict, folder: Path, seed: int, progress: bool) -> Path:
         run_merge(MergeConfiguration.model_validate(config), str(folder),
                   MergeOptions(copy_tokenizer=True, random_seed=seed, quiet=not progress, write_model_card=False))
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise KitError(f"mergekit refused the merge: {' '.join(str(error).split())}") from error
+        raise KitError(f"mergekit refused the merge: {one_line(error)}") from error
     check_finite(folder, f"cannot merge in {config['dtype']}: in the result")
     return folder
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import KitError, unknown
+from ..errors import KitError, one_line, unknown
 
 NOT_A_MERGE = ("passthrough",)  # copies layers; joins no weights
 RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -134,7 +134,7 @@ def rehearse(method: str, count: int, base: Path | None, weights: Sequence[Value
     try:
         merged = merge_tensors(list(tensors), method, parameters=numbers, base_index=0 if base else None)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise KitError(f"mergekit refuses this {method}: {' '.join(str(error).split())}") from error
+        raise KitError(f"mergekit refuses this {method}: {one_line(error)}") from error
     if not merged.isfinite().all():
         raise KitError(f"this {method} gives no finite weights; its numbers are too large")
 

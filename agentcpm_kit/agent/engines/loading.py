@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...errors import KitError
+from ...errors import KitError, one_line
 from ...profile import Profile
 from .base import Engine
 
@@ -59,7 +59,7 @@ def load_model(path: Path | str, dtype: str = "float32"):
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     except (SafetensorError, OSError) as error:
-        raise KitError(f"the weights in {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise KitError(f"the weights in {path} cannot be read: {one_line(error)}") from error
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

@@ -25,7 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from ...errors import KitError, unknown
+from ...errors import KitError, one_line, unknown
 from ..messages import Renderer, assistant_message
 from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
@@ -310,7 +310,7 @@ def _one_line(words: object) -> str:
     """The message in an error's body, without line breaks and not too long."""
     if isinstance(words, dict):
         words = words.get("message") or words.get("detail") or words
-    return " ".join(str(words).split())[:500]
+    return one_line(words)[:500]
 
 
 def _chat_text(message, stopped: bool, renderer: Renderer) -> str:

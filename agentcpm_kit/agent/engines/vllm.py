@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import KitError
+from ...errors import KitError, one_line
 from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _start(memory: float | None, **settings):
                 skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs",
                 enable_prefix_caching=True, async_scheduling=False, disable_log_stats=True, use_tqdm_on_load=False, **settings))
     except Exception as error:
-        raise KitError("vLLM does not start: " + " ".join(str(error).split())) from error
+        raise KitError("vLLM does not start: " + one_line(error)) from error
 
 
 def _set_environment() -> None:
