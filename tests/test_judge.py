@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from agentcpm_kit.agent.engines import servers
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.judge import FORMATS, Judge, JudgeSettings
 from agentcpm_kit.evaluate.verdicts import read_verdict
@@ -63,7 +64,8 @@ def test_a_judge_that_is_out_is_no_wrong_answer(serve, tmp_path, monkeypatch):  
 
 @pytest.mark.parametrize("answer", [
     says(None), (200, {}, b"{"), (200, {}, {"choices": []}), says(""), says("Correct", "length"), says("\ud800")])
-def test_broken_replies_are_no_verdict(serve, tmp_path, answer):  # noqa: F811
+def test_broken_replies_are_no_verdict(serve, tmp_path, answer, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(servers, "FIRST_WAIT_S", 0.0)
     assert verdicts(judge(serve(answer), tmp_path)(ASKED[:1])) == [None]
 
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from agentcpm_kit.agent.engines import servers
 from agentcpm_kit.agent.engines.base import EngineFault, Sample, Turn, generate_turns
 from agentcpm_kit.agent.engines.openai import OpenAIEngine
 from agentcpm_kit.agent.messages import parse_tool_calls
@@ -343,3 +344,32 @@ def test_a_set_up_that_cannot_work_is_refused(tokenizer):
         OpenAIEngine([], "m", tokenizer)
     with pytest.raises(KitError, match="chat"):
         OpenAIEngine(["http://localhost:1"], "m", tokenizer, api="chats")
+
+
+def test_a_proxy_is_used_and_no_proxy_obeyed(serve, engine, monkeypatch):
+    proxy, direct = serve(completion()), serve(completion())
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert isinstance(generate_turns(engine("http://model.invalid/v1"), [turn()])[0], Sample)
+    assert isinstance(generate_turns(engine(direct.url), [turn()])[0], Sample)
+    assert [request["path"] for request in proxy.seen] == ["http://model.invalid/v1/completions"] and len(direct.seen) == 1
+
+
+def test_user_and_password_of_a_url_are_sent_and_never_told(serve, engine):
+    server = serve((400, {}, {"error": {"message": "no"}}))
+    text = fault(engine(server.url.replace("//", "//user:secret@")))
+    assert server.seen[0]["key"] == "Basic dXNlcjpzZWNyZXQ=" and "secret" not in text and "HTTP 400" in text
+
+
+@pytest.mark.parametrize("headers, seconds", [
+    ({}, None), ({"retry-after": "3"}, 3), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "-1"}, 0),
+    ({"retry-after": "soon"}, None),
+    ({"retry-after-ms": "soon", "retry-after": "Fri, 27 Nov 2026 00:00:30 GMT"}, 30), ({"retry-after-ms": "soon"}, None)])
+def test_what_a_server_asks_to_wait(headers, seconds, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1795737600.0)  # that day's beginning
+    assert servers.retry_after(headers) == seconds
+
+
+def test_the_wait_doubles_to_eight_seconds():
+    for tries, longest in enumerate([0.5, 1, 2, 4, 8, 8, 8], 1):
+        assert 0.75 * longest <= servers.backoff(tries) <= longest

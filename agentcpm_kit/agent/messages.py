@@ -259,9 +259,11 @@ class Renderer:
 
     def assistant_text(self, message: dict) -> str:
         """The text which an engine would have generated for this message, without ``<|im_end|>``."""
-        head = first_messages("x")
-        start = len(self._text(head, generation=True))
-        return self._text([*head, message])[start:].rstrip("\n").removesuffix("<|im_end|>")
+        return self._text([*first_messages("x"), message])[self._start:].rstrip("\n").removesuffix("<|im_end|>")
+
+    @cached_property
+    def _start(self) -> int:
+        return len(self._text(first_messages("x"), generation=True))
 
 
 def _with_results(*results: str) -> list[dict]:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..agent.engines.openai import fault_kind
+from ..agent.engines.base import EngineFault
+from ..agent.engines.openai import ROUTES
+from ..agent.engines.servers import Servers
 from ..errors import one_line, unknown
 from ..files import append_jsonl, read_jsonl
 from .verdicts import read_verdict
@@ -26,6 +28,7 @@ FORMATS = {"equivalence": ("equivalence", "Reply with one word: Correct or Incor
            "browsecomp_zh": ("browsecomp_ab", "只回复一个字母：A 或 B。"),
            "hle": ("hle", "Reply with one line: `correct: yes` or `correct: no`."),
            "xbench": ("xbench", "只写一行：`结论：正确` 或 `结论：错误`。")}
+RETRIES = 4  # of a request; a reply that cannot be read is asked for again beside that
 OPENAI = "https://api.openai.com/v1"
 
 
@@ -96,30 +99,32 @@ class Judge:
         return key not in self.known or self.known[key]["verdict"] is None
 
     async def _ask_all(self, todo: dict[str, tuple[str, str, str]], on_verdict: Callable[[dict], None] | None) -> None:
-        slots = asyncio.Semaphore(self.settings.concurrency)
-        async with _client(self.settings) as client:
+        servers, slots = _servers(self.settings), asyncio.Semaphore(self.settings.concurrency)
 
-            async def one(key: str, asked: tuple[str, str, str]) -> None:
-                async with slots:
-                    said = await self._ask(client, asked)
-                row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said}
-                append_jsonl(self.store, row)
-                self.known[key] = row
-                if on_verdict:
-                    on_verdict(row)
+        async def one(key: str, asked: tuple[str, str, str]) -> None:
+            async with slots:  # here too: a question that was begun is asked to its end before the next begins
+                said = await self._ask(servers, asked)
+            row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said}
+            append_jsonl(self.store, row)
+            self.known[key] = row
+            if on_verdict:
+                on_verdict(row)
 
+        try:
             await asyncio.gather(*(one(key, asked) for key, asked in todo.items()))
+        finally:
+            await servers.close()
 
-    async def _ask(self, client, asked: tuple[str, str, str]) -> dict:
+    async def _ask(self, servers: Servers, asked: tuple[str, str, str]) -> dict:
         """Up to `tries` replies, until one can be read."""
         row = {"verdict": None, "replies": [], "fault": "unreadable", "tokens_read": 0, "tokens_written": 0}
         text = self.settings.text.format(question=asked[0], truth=asked[1], answer=asked[2])
         messages = [{"role": "user", "content": text}]
         for _ in range(self.settings.tries):
             try:
-                said, whole = await self._reply(client, messages, row)
-            except Exception as error:  # a judge that is out says nothing on the answer
-                return row | {"fault": fault_kind(error), "words": _words(error)}
+                said, whole = await self._reply(servers, messages, row)
+            except EngineFault as fault:  # a judge that is out says nothing on the answer
+                return row | {"fault": fault.kind, "words": str(fault)[:200]}
             row["replies"].append(said)
             if whole and (verdict := read_verdict(self.settings.family, said)) is not None:
                 return row | {"verdict": verdict, "fault": ""}
@@ -127,32 +132,24 @@ class Judge:
                         {"role": "user", "content": FORMATS[self.settings.prompt][1]}]
         return row
 
-    async def _reply(self, client, messages: list[dict], row: dict) -> tuple[str, bool]:
+    async def _reply(self, servers: Servers, messages: list[dict], row: dict) -> tuple[str, bool]:
         """What the judge says, and whether it came to its end."""
         more = {} if self.settings.temperature is None else {"temperature": self.settings.temperature}
-        reply = await client.chat.completions.create(model=self.settings.model, messages=messages,
-                                                     max_completion_tokens=self.settings.max_tokens, **more)
-        if reply.usage:
-            row["tokens_read"] += reply.usage.prompt_tokens
-            row["tokens_written"] += reply.usage.completion_tokens
-        said = reply.choices[0].message.content or ""
-        return said.encode("utf-8", "replace").decode(), reply.choices[0].finish_reason == "stop"
+        reply = await servers.post("judge", {"model": self.settings.model, "messages": messages,
+                                             "max_completion_tokens": self.settings.max_tokens, **more})
+        try:
+            usage, choice = reply.get("usage") or {}, reply["choices"][0]
+            row["tokens_read"] += usage.get("prompt_tokens", 0)
+            row["tokens_written"] += usage.get("completion_tokens", 0)
+            said = choice["message"]["content"] or ""
+            return said.encode("utf-8", "replace").decode(), choice["finish_reason"] == "stop"
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise EngineFault(servers.hide(f"unreadable reply: {one_line(reply)}"), "bad_reply") from error
 
 
-def _words(error: Exception) -> str:
-    """One line on why a judge is out, without the key."""
-    words = one_line(error)[:200] or type(error).__name__
-    return words.replace(_key(), "***") if _key() else words
-
-
-def _key() -> str:
-    return os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
-
-
-def _client(settings: JudgeSettings):
-    from openai import AsyncOpenAI
-
-    return AsyncOpenAI(api_key=_key() or "none", base_url=settings.url, max_retries=4, timeout=settings.timeout_s)
+def _servers(settings: JudgeSettings) -> Servers:
+    key = os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
+    return Servers([settings.url], ROUTES["chat"], key, settings.concurrency, RETRIES, settings.timeout_s)
 
 
 def in_a_thread(work) -> None:
