@@ -48,6 +48,7 @@ bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon, SFT 
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/horizon.py
 	$(BIN)/python benchmarks/sft.py
 	$(BIN)/python benchmarks/rl_step.py

@@ -165,6 +165,7 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              limit: Annotated[int, typer.Option("--limit", help="only the first so many tasks; 0: all", min=0)] = 0,
              temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
              concurrency: Annotated[int, typer.Option("--concurrency", help="requests at once, with openai", min=1)] = 16,
+             tool_calls: Annotated[int, typer.Option("--tool-calls", help="calls of tools at once; 0: no limit", min=0)] = 0,
              timeout: Annotated[float, typer.Option("--timeout", help="seconds for one request, with openai", min=0.1)] = 300.0,
              retries: Annotated[int, typer.Option("--retries", help="how often a failed request is sent again", min=0)] = 6,
              seed: Annotated[int, typer.Option("--seed", help="of sampling; a folder has one", min=0)] = 0,
@@ -174,6 +175,8 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              judge_url: Annotated[str, typer.Option("--judge-url", help="where it is served")] = "https://api.openai.com/v1",
              judge_prompt: Annotated[str, typer.Option("--judge-prompt", help="equivalence, gaia, browsecomp, browsecomp_zh, "
                                                        "hle or xbench (default: the benchmark's)")] = "",
+             judge_concurrency: Annotated[int, typer.Option("--judge-concurrency", help="questions to the judge at once",
+                                                            min=1)] = 16,
              blocked: Annotated[Path | None, typer.Option("--blocked", help="hosts and patterns that no tool may read (default: "
                                                           "data/blocked.yaml)")] = None,
              against: Annotated[Path | None, typer.Option("--against", help="folder of another evaluation of the same tasks, to "
@@ -191,9 +194,9 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
     try:
         eval_command(Options(
             tasks, out, engine, model, base_url, api, tokenizer, profile, tools, runs=k, limit=limit, temperature=temperature,
-            concurrency=concurrency, timeout_s=timeout, retries=retries, seed=seed, tolerance=tolerance, judge=judge,
-            judge_url=judge_url, judge_prompt=judge_prompt, blocked=blocked, score_only=score_only, offline=offline,
-            record=record, replay=replay, show_text=show_text), against)
+            concurrency=concurrency, tool_calls=tool_calls, timeout_s=timeout, retries=retries, seed=seed, tolerance=tolerance,
+            judge=judge, judge_url=judge_url, judge_prompt=judge_prompt, judge_concurrency=judge_concurrency, blocked=blocked,
+            score_only=score_only, offline=offline, record=record, replay=replay, show_text=show_text), against)
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from error

@@ -51,6 +51,7 @@ class Profile(Section):
     rl: RL
     refine: Refine
     passk: PassAtK
+    families: PassAtK
 
 
 @lru_cache

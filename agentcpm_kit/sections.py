@@ -239,6 +239,8 @@ class Refine(Section):
 
 
 class PassAtK(Section):
+    """Runs of each task: of one set in notebook 09 (`passk`), of every family of the atlas in notebook 10 (`families`)."""
+
     tasks: int
     samples: int
     temperature: float

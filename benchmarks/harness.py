@@ -1,5 +1,7 @@
 """What the harness itself costs: requests per second against a server that answers at once, many at a time.
 
+All of an evaluation is in the time: imports, the tools' searches, transcripts, scores and reports.
+
     python benchmarks/harness.py --out results/reference/benchmarks/harness.json
 """
 
@@ -26,7 +28,7 @@ def tasks_with_gold(path: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--out", type=Path)

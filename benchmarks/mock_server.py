@@ -16,12 +16,15 @@ FAULTS = ("429", "500", "hang", "cut", "bad_json", "slow")
 
 
 class MockServer:
-    """An ASGI application of one route, /v1/chat/completions (and /v1/models)."""
+    """An ASGI application of one route, /v1/chat/completions (and /v1/models).
+
+    /v1/lasting tells how many different requests met a fault that lasts, by fault: an evaluation has to come to the same counts.
+    """
 
     def __init__(self, faults: dict[str, float], right: float = 0.6, hang_s: float = 3600.0, slow_s: float = 0.5,
                  lasting: float = 0.0):
         self.faults, self.right, self.hang_s, self.slow_s, self.lasting = faults, right, hang_s, slow_s, lasting
-        self.tries = Counter()
+        self.tries, self.lasted = Counter(), {}
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -32,6 +35,8 @@ class MockServer:
         body += event.get("body", b"")
         if scope["path"].endswith("/models"):
             return await reply(send, 200, b'{"object": "list", "data": []}')
+        if scope["path"].endswith("/lasting"):
+            return await reply(send, 200, json.dumps(Counter(self.lasted.values())).encode())
         request = json.loads(body)
         key = hashlib.sha256(json.dumps([request["messages"], request.get("seed")]).encode()).hexdigest()
         self.tries[key] += 1
@@ -57,6 +62,8 @@ class MockServer:
         for name, rate in self.faults.items():
             total += rate
             if drawn < total:
+                if lasts:
+                    self.lasted[key] = name
                 return name
         return ""
 
@@ -100,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     faults = {name: float(rate) for name, _, rate in (part.partition("=") for part in filter(None, options.faults.split(",")))}
     app = MockServer(faults, hang_s=options.hang, lasting=options.lasting)
-    uvicorn.run(app, port=options.port, log_level="error", access_log=False)
+    uvicorn.run(app, port=options.port, log_level="critical", access_log=False)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,12 +13,13 @@ from agentcpm_kit.agent.engines import EngineFault
 from agentcpm_kit.agent.episode import play_episodes
 from agentcpm_kit.agent.trajectory import Trajectory
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.evaluate.accounts import account, cost
+from agentcpm_kit.evaluate.accounts import account, cost, used_by_task
 from agentcpm_kit.evaluate.harness import Plan, faults, generate, opened, rule, score, transcripts
 from agentcpm_kit.evaluate.reports import used, write_reports
 from agentcpm_kit.evaluate.scorers import normal_form, numeric_match
 from agentcpm_kit.evaluate.summary import by_task, compare, ks, per_run, summarise
 from agentcpm_kit.evaluate.tasks import Suite, load_suite
+from agentcpm_kit.evaluate.throttle import throttled
 from agentcpm_kit.files import read_jsonl
 from agentcpm_kit.world import make_tasks
 
@@ -178,6 +181,35 @@ def test_accounts_by_hand(tokenizer, tmp_path):
     priced = {"model": {"name": "gpt-4.1"}, "counted_in": "tokens"}
     assert used([{"tokens_read": 1_000_000}], priced)["dollars"] == 2
     assert used([], priced | {"counted_in": "bytes"})["dollars"] is None
+
+
+def test_accounts_of_a_task_are_those_of_its_runs():
+    rows = [{"task_id": "a", "turns": 2, "tokens_read": 1_000_000, "tokens_written": 10, "tool_calls": {"search": 1, "visit": 2}},
+            {"task_id": "b", "outcome": "missing"}, {"task_id": "a", "turns": 1, "tokens_read": 0, "tokens_written": 0}]
+    table = used_by_task(rows, "gpt-4.1")
+    assert list(table.index) == ["a", "b"] and table.loc["a"].tolist() == [3, 1_000_000, 10, 3, pytest.approx(2.00008)]
+    assert table.loc["b"].tolist() == [0] * 5 and used_by_task(rows, "unpriced").dollars.isna().all()
+
+
+def test_tools_are_called_so_many_at_once():
+    lock, now, most = threading.Lock(), 0, 0
+
+    def work(_):
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return "found"
+
+    factory = throttled(box(work), 3)
+    calls = [threading.Thread(target=factory(task, "e").call, args=("search", {})) for task in TASKS for _ in range(4)]
+    for each in calls:
+        each.start()
+    for each in calls:
+        each.join()
+    assert most == 3 and throttled(TOOLS, 0) is TOOLS
 
 
 @pytest.mark.parametrize("one, two, equal", [

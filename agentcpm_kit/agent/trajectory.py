@@ -101,6 +101,12 @@ class Trajectory(BaseModel):
     def tokens_generated(self) -> int:
         return sum(step.tokens_generated for step in self.steps)
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: see `report.view`."""
+        from ..report.view import View
+
+        return View(self)._repr_html_()
+
     @property
     def context(self) -> Context:
         """The last context: the only one of an episode without history resets."""

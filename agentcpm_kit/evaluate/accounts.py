@@ -3,10 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import pandas as pd
 import yaml
 
 from ..agent.trajectory import Trajectory
 from ..profile import repo_root
+
+COUNTED = ("turns", "tokens_read", "tokens_written")
 
 
 def account(trajectory: Trajectory) -> dict:
@@ -18,6 +21,14 @@ def account(trajectory: Trajectory) -> dict:
     calls = Counter(call["name"] for step in trajectory.steps for call in step.calls)
     return {"turns": trajectory.turns, "tokens_read": sum(step.tokens_before for step in trajectory.steps),
             "tokens_written": trajectory.tokens_generated, "tool_calls": dict(sorted(calls.items()))}
+
+
+def used_by_task(rows: Iterable[dict], model: str) -> pd.DataFrame:
+    """A line per task: turns, tokens and tool calls of all its runs, and dollars where the model has a price."""
+    table = pd.DataFrame([{**{what: row.get(what, 0) for what in COUNTED}, "task_id": row["task_id"],
+                           "tool_calls": sum(row.get("tool_calls", {}).values())} for row in rows])
+    table = table.groupby("task_id", sort=False).sum()
+    return table.assign(dollars=[cost(model, [task]) for task in table.to_dict("records")])
 
 
 def prices() -> dict[str, dict]:

@@ -30,6 +30,7 @@ from .reports import write_reports
 from .show import judging, print_comparison, print_rows, progress
 from .summary import require_same_tasks
 from .tasks import load_suite
+from .throttle import throttled
 
 ENGINES = ("transformers", "vllm", "openai")
 BYTES_PER_TOKEN = 4  # roughly, of English; where text is counted in bytes
@@ -52,6 +53,7 @@ class Options:
     limit: int = 0
     temperature: float = 1.0
     concurrency: int = 16
+    tool_calls: int = 0
     timeout_s: float = 300.0
     retries: int = 6
     seed: int = 0
@@ -59,6 +61,7 @@ class Options:
     judge: str = ""
     judge_url: str = OPENAI
     judge_prompt: str = ""
+    judge_concurrency: int = 16
     blocked: Path | None = None
     score_only: bool = False
     offline: bool = False
@@ -93,7 +96,9 @@ class Options:
                        profile=self.profile or ("paper" if self.engine == "openai" else "micro"))
 
     def judging(self) -> JudgeSettings | None:
-        return JudgeSettings(self.judge, self.judge_prompt, self.judge_url, concurrency=self.concurrency) if self.judge else None
+        if not self.judge:
+            return None
+        return JudgeSettings(self.judge, self.judge_prompt, self.judge_url, concurrency=self.judge_concurrency)
 
     def limits(self, profile: Profile) -> Limits:
         """The profile's; its context in bytes where those are counted."""
@@ -143,7 +148,7 @@ def _others(folder: Path, options: Options) -> list[dict]:
 def evaluate(options: Options) -> list[dict]:
     """Play what the folder lacks (unless `score_only`), score all of it, write the reports, and return the rows."""
     options = options.resolved()
-    profile, judge = load_profile(options.profile), options.judging()
+    profile, settings = load_profile(options.profile), options.judging()
     plan = options.plan(profile)
     if not (options.tools or options.score_only or options.replay):
         for task in plan.suite.tasks:
@@ -154,9 +159,10 @@ def evaluate(options: Options) -> list[dict]:
         set_seed(options.seed, profile.threads)
         with opened(options.out, plan):
             _play(options, plan, profile)
-    rows = score(options.out, plan, _scorer(options, judge))
+    judge = _judge(options, settings) if settings else None
+    rows = score(options.out, plan, judged_by(judge) if judge else rule(options.tolerance))
     by_rule = {"rule": "exact match with aliases", "tolerance": options.tolerance}
-    write_reports(options.out, plan, rows, judge.identity() if judge else by_rule, options.show_text)
+    write_reports(options.out, plan, rows, judge.account() if judge else by_rule, options.show_text)
     return rows
 
 
@@ -165,6 +171,7 @@ def _play(options: Options, plan: Plan, profile: Profile) -> None:
     if options.replay:
         return _replay(options, plan, limits, policy)
     with _engine(options, profile) as engine, open_tools(options.tools) as tools, progress(plan, options.out) as told:
+        tools = throttled(tools, options.tool_calls)  # below the guard: what is refused needs no slot
         tools = guarded(tools, Blocklist.read(options.blocked), _blocked_log(options.out / "blocked.jsonl"))
         record = Record(options.out / "traffic.jsonl") if options.record else None
 
@@ -217,10 +224,12 @@ def _engine(options: Options, profile: Profile):
                         options.concurrency, options.retries, options.timeout_s)
 
 
-def _scorer(options: Options, settings: JudgeSettings | None) -> Score:
-    if settings is None:
-        return rule(options.tolerance)
-    judge = Judge(settings, options.out / "verdicts.jsonl", options.offline or options.replay is not None)
+def _judge(options: Options, settings: JudgeSettings) -> Judge:
+    return Judge(settings, options.out / "verdicts.jsonl", options.offline or options.replay is not None)
+
+
+def judged_by(judge: Judge) -> Score:
+    """The scorer that asks a judge."""
 
     def ask(pairs: list[tuple[Trajectory, Task]]) -> list[Verdict]:
         """Who gave no answer is wrong without a judge."""
@@ -229,7 +238,7 @@ def _scorer(options: Options, settings: JudgeSettings | None) -> Score:
         with judging(len(asked)) as told:
             found = judge(asked, told)
         if found and all(row.get("words") for row in found):
-            raise KitError(f"the judge {settings.model} at {settings.url} answered none of {len(found)} questions "
+            raise KitError(f"the judge {judge.settings.model} at {judge.settings.url} answered none of {len(found)} questions "
                            f"({found[0]['words']}); no report was changed. See to it, then score again with --score-only")
         rows = iter(found)
         said = [next(rows) if t.answer is not None else {"verdict": False, "fault": ""} for t, _ in pairs]

@@ -18,6 +18,7 @@ from ..agent.engines.openai import ROUTES
 from ..agent.engines.servers import Servers
 from ..errors import one_line, unknown
 from ..files import append_jsonl, read_jsonl
+from .accounts import cost
 from .verdicts import read_verdict
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -81,6 +82,7 @@ class Judge:
 
     def __init__(self, settings: JudgeSettings, store: Path, offline: bool = False):
         self.settings, self.store, self.offline = settings, store, offline
+        self.asked: set[str] = set()  # keys of the verdicts that were wanted here
         self.known = {row["key"]: self._read_again(row) for row in read_jsonl(store)}
 
     def _read_again(self, row: dict) -> dict:
@@ -90,10 +92,17 @@ class Judge:
     def __call__(self, questions: Sequence[tuple[str, str, str]], on_verdict: Callable[[dict], None] | None = None) -> list[dict]:
         """A row (`verdict`, `replies`, `fault`, tokens read and written) for each (question, truth, answer)."""
         keys = [self.settings.key(*asked) for asked in questions]
+        self.asked.update(keys)
         todo = {key: asked for key, asked in zip(keys, questions, strict=True) if self._is_open(key)}
         if todo and not self.offline:
             in_a_thread(self._ask_all(todo, on_verdict))
         return [self.known.get(key) or {"key": key, "verdict": None, "replies": [], "fault": "not asked"} for key in keys]
+
+    def account(self) -> dict:
+        """Who judged, and what the verdicts in use took: the same whenever they were asked for."""
+        rows = [self.known[key] for key in sorted(self.asked & self.known.keys())]
+        tokens = {way: sum(row.get(way, 0) for row in rows) for way in ("tokens_read", "tokens_written")}
+        return {**self.settings.identity(), "verdicts": len(rows), **tokens, "dollars": cost(self.settings.model, rows)}
 
     def _is_open(self, key: str) -> bool:
         return key not in self.known or self.known[key]["verdict"] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import write_atomic, write_json
 from ..report.transcripts import build_transcripts
-from .accounts import cost
+from .accounts import COUNTED, cost, used_by_task
 from .harness import Outcome, Plan, faults, transcripts
 from .summary import by_task, per_run, summarise
 
@@ -19,7 +19,7 @@ def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, show_te
         "outcomes": {outcome.value: counts[outcome.value] for outcome in Outcome}, "faults": faults(rows),
         "rates": {name: estimate.fields() for name, estimate in summarise(rows).items()}, "accuracy_by_run": per_run(rows),
         "used": used(rows, plan.settings)})
-    write_atomic(out / "tasks.csv", by_task(rows).to_csv())
+    write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(rows, priced_model(plan.settings))).to_csv())
     if plan.suite.public or show_text:
         there = {(t.task_id, t.run): t for t in transcripts(out).values()}
         golds = {task.task_id: task.answer for task in plan.suite.tasks}
@@ -29,13 +29,16 @@ def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, show_te
 def used(rows: list[dict], settings: dict) -> dict:
     """Tokens, turns and tool calls of all runs, and what they cost: None where nobody knows the model's price.
 
-    Not in it: turns that were asked for again after a fault, episodes that a kill cut off, and judges.
+    Not in it: turns that were asked for again after a fault, episodes that a kill cut off, and the judge: see `scorer`.
     """
     calls = Counter()
     for row in rows:
         calls.update(row.get("tool_calls", {}))
-    model = settings["model"]["name"] if isinstance(settings.get("model"), dict) else ""
-    priced = settings.get("counted_in") == "tokens"  # a price is for tokens, and bytes are none
-    return {**{what: sum(row.get(what, 0) for row in rows) for what in ("turns", "tokens_read", "tokens_written")},
+    return {**{what: sum(row.get(what, 0) for row in rows) for what in COUNTED},
             "counted_in": settings.get("counted_in", "tokens"), "tool_calls": dict(sorted(calls.items())),
-            "dollars": cost(model, rows) if priced else None}
+            "dollars": cost(priced_model(settings), rows)}
+
+
+def priced_model(settings: dict) -> str:
+    """The name that a price is looked up by; none where bytes were counted, since a price is for tokens."""
+    return settings["model"]["name"] if settings.get("counted_in") == "tokens" and isinstance(settings.get("model"), dict) else ""

@@ -87,7 +87,7 @@ def settings_table(_profile: str) -> str:
 
 def families_table(profile: str, seed: str = "seed0") -> str:
     """Markdown table of what notebook 01 measured on the eight families."""
-    metrics = next(s.metrics for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == ("01_world", seed))
+    metrics = _stage(profile, "01_world", seed).metrics
     rows = [(f"`{family}`", *told, *(metric_text(metrics[f"{how}_{family}"]) for how in ("oracle", "closed_book", "first_hit")))
             for family, told in FAMILIES.items()]
     return markdown_table(["family", "stands in for", "skill", "oracle", "closed book", "first hit"], rows)
@@ -173,6 +173,35 @@ def trials_table(_profile: str) -> str:
     return markdown_table(["experiment", "trial", "seeds", "tasks solved", "difference"], rows)
 
 
+MODELS = {"base": "base", "SFT": "sft", "SFT-Merge": "sft_merge", "RL": "rl"}  # names of models, and of their metrics
+
+
+def passk_table(profile: str, seed: str = "seed0") -> str:
+    """Markdown table of notebook 09: pass@k and the majority vote of each model."""
+    metrics = _stage(profile, "09_passk", seed).metrics
+    ks = sorted(int(name.removeprefix("base_pass_at_")) for name in metrics if name.startswith("base_pass_at_"))
+    columns = {**{f"pass@{k}": f"pass_at_{k}" for k in ks if k in (1, 4, 16, 64)}, f"maj@{ks[-1]}": "majority"}
+    rows = [(name, *(_share(metrics[f"{key}_{column}"]) for column in columns.values())) for name, key in MODELS.items()]
+    return markdown_table(["model", *columns], rows)
+
+
+def table1_table(profile: str, seed: str = "seed0") -> str:
+    """Markdown table of notebook 10: the counterpart of the paper's Table 1, a row per family."""
+    stage = _stage(profile, "10_claims", seed)
+    rows = [(f"`{family}`", FAMILIES[family][0] if family in FAMILIES else "(what the models learned)",
+             *(_share(stage.metrics[f"{key}_{family}"]) for key in MODELS.values()), stage.metrics[f"rl_{family}"]["n"])
+            for family in (*FAMILIES, "plain")]
+    return markdown_table(["family", "stands in for", *MODELS, "tasks"], rows)
+
+
+def _stage(profile: str, name: str, seed: str) -> StageResult:
+    return next(s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed))
+
+
+def _share(metric: dict) -> str:
+    return f"{metric['value']:.2f} [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"
+
+
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
           "settings": settings_table, "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
-          "costs": costs_table, "rollouts": rollouts_table}
+          "costs": costs_table, "rollouts": rollouts_table, "passk": passk_table, "table1": table1_table}
