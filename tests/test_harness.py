@@ -166,6 +166,8 @@ def test_hostile_text_stays_text(tokenizer, tmp_path):
     rows[0]["family"] = '"><script>alert(2)</script>'
     write_reports(tmp_path, made, rows, {})
     page = (tmp_path / "transcripts.html").read_text()
+    shown = next(iter(transcripts(tmp_path).values()))._repr_html_()
+    assert "<script" not in shown and "<img" not in shown and "&lt;script" in shown
     assert page.count("<script") == 1 and "<img" not in page and "onerror=alert(1)&gt;" in page
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
