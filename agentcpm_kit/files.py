@@ -47,9 +47,12 @@ def appending(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def whole_lines(path: Path) -> list[bytes]:
+def whole_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file without a torn last one. As bytes: text breaks at more characters, and a torn one is no text."""
-    return path.read_bytes().split(b"\n")[:-1]
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
 
 
 def jsonl(rows: Iterable[dict]) -> str:

@@ -14,7 +14,7 @@ from agentcpm_kit.agent.episode import play_episodes
 from agentcpm_kit.agent.trajectory import Trajectory
 from agentcpm_kit.errors import KitError
 from agentcpm_kit.evaluate.accounts import account, cost, used_by_task
-from agentcpm_kit.evaluate.harness import Plan, faults, generate, opened, rule, score, transcripts
+from agentcpm_kit.evaluate.harness import Plan, endings, faults, generate, opened, rule, score, transcripts
 from agentcpm_kit.evaluate.reports import used, write_reports
 from agentcpm_kit.evaluate.scorers import normal_form, numeric_match
 from agentcpm_kit.evaluate.summary import by_task, compare, ks, per_run, summarise
@@ -156,6 +156,14 @@ def test_reports_are_of_the_rows(tokenizer, tmp_path):
     assert metrics["outcomes"] == {"correct": 10, "wrong": 5, "unscored": 0, "missing": 0}
     assert metrics["used"]["turns"] == 30 and metrics["used"]["tool_calls"] == {"fetch_url": 15}
     assert [line["correct"] for line in csv.DictReader(found["tasks.csv"].decode().splitlines())] == ["2"] * 5
+
+
+def test_what_scores_are_made_from_holds_no_texts(tokenizer, tmp_path):
+    rows_of(tmp_path, Script(tokenizer, gold))
+    whole, light = transcripts(tmp_path), endings(tmp_path)
+    assert {name: account(t) for name, t in whole.items()} == {name: account(t) for name, t in light.items()}
+    assert all(step.results for step in whole["0/0/0/" + TASKS[0].task_id].steps[:1])
+    assert not any(step.results or step.thinking or step.content for t in light.values() for step in t.steps)
 
 
 def test_hostile_text_stays_text(tokenizer, tmp_path):

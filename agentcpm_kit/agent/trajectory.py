@@ -1,5 +1,6 @@
 """Trajectories: plain records of what happened in an episode, appended to jsonl as they end."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ class Trajectory(BaseModel):
     fault: str = ""  # of a fault: its kind (see `EngineFault`), or the tool's own words for it
     message: str = ""  # a fault's own words, or which limit it was
 
+    def without_texts(self) -> "Trajectory":
+        """A copy that a file of gigabytes can be counted by: how it ended, its answer, calls and tokens."""
+        left = {"thinking": "", "content": "", "results": []}
+        return self.model_copy(update={"steps": [step.model_copy(update=left) for step in self.steps], "contexts": []})
+
     @property
     def turns(self) -> int:
         return len(self.steps)
@@ -119,15 +125,18 @@ def write_trajectories(path: Path, trajectories: list[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """All complete lines; a torn last line of a killed run is dropped.
+    """All of `stream_trajectories` at once."""
+    return list(stream_trajectories(path))
+
+
+def stream_trajectories(path: Path) -> Iterator[Trajectory]:
+    """All complete lines, one after the other; a torn last line of a killed run is dropped.
 
     Raises:
         ValueError: a line before the last is not a trajectory; names the line.
     """
-    found = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            found.append(Trajectory.model_validate_json(line))
+            yield Trajectory.model_validate_json(line)
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: not a trajectory") from error
-    return found

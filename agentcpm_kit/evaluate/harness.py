@@ -22,9 +22,9 @@ from pathlib import Path
 from ..agent.context import ContextPolicy
 from ..agent.engines import Engine
 from ..agent.episode import ToolFactory, episode_names, play_episodes, world_tools
-from ..agent.trajectory import Trajectory, read_trajectories
+from ..agent.trajectory import Trajectory, stream_trajectories
 from ..errors import KitError
-from ..files import appending, jsonl, write_atomic, write_json
+from ..files import appending, jsonl, whole_lines, write_atomic, write_json
 from ..profile import Profile
 from ..sections import Limits
 from ..world.tasks import Task
@@ -76,7 +76,7 @@ def opened(out: Path, plan: Plan) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
-            if transcripts(out):
+            if _begun(out):
                 _require_same(out, plan.config())
             write_json(out / "config.json", plan.config())
             yield
@@ -84,6 +84,11 @@ def opened(out: Path, plan: Plan) -> Iterator[None]:
         raise KitError(f"another process is at work in {out}; wait for it, or give another --out") from error
     except OSError as error:
         raise KitError(f"{out} cannot be written: {error.strerror}") from error
+
+
+def _begun(out: Path) -> bool:
+    path = out / TRANSCRIPTS
+    return path.is_file() and next(whole_lines(path), None) is not None
 
 
 def _require_same(out: Path, now: dict, keys: Iterable[str] = ()) -> None:
@@ -104,7 +109,7 @@ def require_stored(out: Path, plan: Plan) -> dict:
     Raises:
         KitError: the folder has no transcripts, of other tasks, or of fewer runs than are to be scored.
     """
-    there = transcripts(out)
+    there = endings(out)
     if not there:
         raise KitError(f"{out} holds no transcripts to score; leave --score-only out to play them")
     _require_same(out, plan.config(), ("tasks_sha256", "seed"))
@@ -118,7 +123,7 @@ def generate(out: Path, plan: Plan, engine: Engine, tools: ToolFactory, limits: 
     """Play what the folder lacks. Episodes that end as faults are played again, `retries` times in this call."""
     names, tasks, runs = plan.names, list(plan.suite.tasks), range(plan.runs)
     for _ in range(retries + 1):
-        done = {name for name, t in transcripts(out).items() if not t.end_reason.is_fault}
+        done = {name for name, t in endings(out).items() if not t.end_reason.is_fault}
         if names.keys() <= done:
             return
         with appending(out / TRANSCRIPTS) as file:
@@ -129,21 +134,26 @@ def generate(out: Path, plan: Plan, engine: Engine, tools: ToolFactory, limits: 
                 file.flush()
 
 
-def transcripts(out: Path) -> dict[str, Trajectory]:
-    """Episode -> its trajectory: the first that is no fault, else the last.
+def transcripts(out: Path, of: Callable[[Trajectory], Trajectory] = lambda t: t) -> dict[str, Trajectory]:
+    """Episode -> what `of` keeps of its trajectory: the first that is no fault, else the last.
 
     Raises:
         KitError: a line before the last is no trajectory; it is named.
     """
     path, found = out / TRANSCRIPTS, {}
     try:
-        for trajectory in read_trajectories(path) if path.is_file() else []:
+        for trajectory in stream_trajectories(path) if path.is_file() else []:
             before = found.get(trajectory.episode)
             if before is None or before.end_reason.is_fault:
-                found[trajectory.episode] = trajectory
+                found[trajectory.episode] = of(trajectory)
     except ValueError as error:
         raise KitError(f"{out}: {error}; delete that line, and the run is played again") from error
     return found
+
+
+def endings(out: Path) -> dict[str, Trajectory]:
+    """The same without the texts, which may not fit into memory: all that counting and scoring need."""
+    return transcripts(out, Trajectory.without_texts)
 
 
 Verdict = tuple[bool | None, str]  # and where there is none, why
@@ -152,7 +162,7 @@ Score = Callable[[list[tuple[Trajectory, Task]]], list[Verdict]]
 
 def score(out: Path, plan: Plan, scorer: Score) -> list[dict]:
     """Score what is stored, and write rows.jsonl: a line for every (task, run) of the plan, in its order."""
-    there, tasks, names = transcripts(out), plan.suite.tasks, plan.names
+    there, tasks, names = endings(out), plan.suite.tasks, plan.names
     played = {name: there[name] for name in names if name in there and not there[name].end_reason.is_fault}
     verdicts = dict(zip(played, scorer([(t, tasks[names[name][0]]) for name, t in played.items()]), strict=True))
     rows = [_row(tasks[position], run, there.get(name), verdicts.get(name))

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..files import write_atomic, write_json
-from ..report.transcripts import build_transcripts
+from ..report.transcripts import build_transcripts, first_runs
 from .accounts import COUNTED, cost, used_by_task
 from .harness import Outcome, Plan, faults, transcripts
 from .summary import by_task, per_run, summarise
@@ -21,7 +21,9 @@ def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, show_te
         "used": used(rows, plan.settings)})
     write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(rows, priced_model(plan.settings))).to_csv())
     if plan.suite.public or show_text:
-        there = {(t.task_id, t.run): t for t in transcripts(out).values()}
+        shown = {(row["task_id"], row["run"]) for row in first_runs(rows)}
+        there = {(t.task_id, t.run): t for t in transcripts(
+            out, lambda t: t if (t.task_id, t.run) in shown else t.without_texts()).values()}
         golds = {task.task_id: task.answer for task in plan.suite.tasks}
         build_transcripts(out / "transcripts.html", f"{plan.suite.name}, {plan.runs} runs", rows, there, golds)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..agent.trajectory import Trajectory
-from .harness import Plan, faults, transcripts
+from .harness import Plan, endings, faults
 from .summary import by_task, compare, per_run, summarise
 
 
@@ -15,7 +15,7 @@ def progress(plan: Plan, out: Path) -> Iterator[Callable[[Trajectory], None]]:
     """A bar over all planned runs; what is stored already counts as done. Yields what to call with each that ends."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    ended = Counter(t.end_reason.value for t in transcripts(out).values() if not t.end_reason.is_fault)
+    ended = Counter(t.end_reason.value for t in endings(out).values() if not t.end_reason.is_fault)
     total = len(plan.suite.tasks) * plan.runs
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                   TextColumn("{task.fields[ended]}")) as bar:

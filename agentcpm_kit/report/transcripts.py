@@ -39,17 +39,19 @@ def _short(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … ({len(text):,} characters)"
 
 
+def first_runs(rows: Sequence[dict]) -> list[dict]:
+    """The rows that are shown: of many, the first runs of each task."""
+    return sorted(rows, key=lambda row: row["run"])[:MOST_RUNS]
+
+
 def build_transcripts(path: Path, title: str, rows: Sequence[dict], transcripts: dict[tuple[str, int], Trajectory],
                       golds: Mapping[str, str]) -> None:
-    """Write the page: a block for a row, with its transcript (by task and run) where there is one, and the reference answer.
-
-    Of many rows, the first runs of each task are shown.
-    """
+    """Write the page: a block for a row, with its transcript (by task and run) where there is one, and the reference answer."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     environment.filters["short"] = _short
-    full = sorted(({"end_reason": "", "fault": "", **row} for row in rows), key=lambda row: row["run"])[:MOST_RUNS]
+    full = [{"end_reason": "", "fault": "", **row} for row in first_runs(rows)]
     choices = {name: sorted({row[key] for row in full} - {""})
                for name, key in (("family", "family"), ("outcome", "outcome"), ("end", "end_reason"))}
     runs = [(row, transcripts.get((row["task_id"], row["run"])), golds[row["task_id"]]) for row in full]
