@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from agentcpm_kit.agent.trajectory import read_trajectories
+from agentcpm_kit.evaluate import command as command_module
+from agentcpm_kit.evaluate.command import Options, evaluate
 from agentcpm_kit.files import read_jsonl
 from agentcpm_kit.profile import repo_root
 
@@ -106,6 +109,14 @@ def test_a_judge_scores_what_is_stored_and_is_named(mock, tasks, tmp_path, serve
     assert kind["outcomes"]["correct"] == answered and kind["scorer"]["judge"] == "m" and lines(out) == played
     assert run(*again, url, "--offline") == (0, "")
     assert json.loads((out / "metrics.json").read_text()) == kind
+
+
+def test_limits_reach_the_tools_and_the_judge(mock, tasks, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command_module, "throttled", lambda tools, calls: seen.append(calls) or tools)
+    options = Options(str(tasks), tmp_path, "openai", "mock", mock, limit=1, runs=1, tool_calls=3, judge="m", judge_concurrency=2)
+    evaluate(replace(options, judge=""))
+    assert seen == [3] and options.judging().concurrency == 2
 
 
 def test_two_evaluations_are_compared(mock, tasks, tmp_path):

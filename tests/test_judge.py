@@ -1,16 +1,19 @@
 """A judge over HTTP: asked again when it cannot be read, silent when it is out, and never asked twice for what is known."""
 
+import gc
 import json
+import time
+from concurrent.futures import Future
 
 import pytest
 
 from agentcpm_kit.agent.engines import servers
 from agentcpm_kit.errors import KitError
-from agentcpm_kit.evaluate.judge import FORMATS, Judge, JudgeSettings
+from agentcpm_kit.evaluate.judge import FORMATS, Judge, JudgeSettings, in_a_thread
 from agentcpm_kit.evaluate.verdicts import read_verdict
 from agentcpm_kit.files import read_jsonl
 
-from .test_openai_engine import AT_ONCE, SECRET, serve  # noqa: F401
+from .test_openai_engine import AT_ONCE, SECRET, serve, slow  # noqa: F401
 
 ASKED = [("What?", "this", "that"), ("Who?", "she", "he")]
 
@@ -52,12 +55,15 @@ def test_an_unreadable_reply_is_asked_again_then_there_is_no_verdict(serve, tmp_
     told = judge(server, tmp_path, offline=True)
     told(ASKED[:1])
     assert told.account() | {"prompt_sha256": ""} == {
-        "judge": "j", "url": server.url, "prompt": "equivalence", "prompt_sha256": "", "temperature": None, "verdicts": 1,
-        "tokens_read": 100, "tokens_written": 4, "dollars": None}
+        "judge": "j", "url": server.url, "prompt": "equivalence", "prompt_sha256": "", "temperature": None,
+        "questions": 1, "verdicts": 1, "tokens_read": 100, "tokens_written": 4, "dollars": None}
     again = server.seen[1]["body"]["messages"]
     assert [m["role"] for m in again] == ["user", "assistant", "user"] and again[2]["content"].startswith("Reply with one word")
     server.answers = [says("Incorrect")]
     assert verdicts(judge(server, tmp_path)(ASKED)) == [True, False]  # only what has no verdict is asked for later
+    told = judge(server, tmp_path, offline=True)
+    told(ASKED)
+    assert told.account()["tokens_read"] == 6 * 50  # those that led to nothing, too
 
 
 def test_a_judge_that_is_out_is_no_wrong_answer(serve, tmp_path, monkeypatch):  # noqa: F811
@@ -71,7 +77,8 @@ def test_a_judge_that_is_out_is_no_wrong_answer(serve, tmp_path, monkeypatch):  
     says(None), (200, {}, b"{"), (200, {}, {"choices": []}), says(""), says("Correct", "length"), says("\ud800")])
 def test_broken_replies_are_no_verdict(serve, tmp_path, answer, monkeypatch):  # noqa: F811
     monkeypatch.setattr(servers, "FIRST_WAIT_S", 0.0)
-    assert verdicts(judge(serve(answer), tmp_path)(ASKED[:1])) == [None]
+    server = serve(answer)
+    assert verdicts(judge(server, tmp_path)(ASKED[:1])) == verdicts(judge(server, tmp_path, offline=True)(ASKED[:1])) == [None]
 
 
 def test_another_judge_prompt_or_answer_is_another_verdict():
@@ -113,6 +120,35 @@ def test_the_servers_own_temperature_unless_told(serve, tmp_path):  # noqa: F811
     judge(server, tmp_path)(ASKED[:1])
     judge(server, tmp_path, temperature=0.0)(ASKED[:1])
     assert ["temperature" in request["body"] for request in server.seen] == [False, True]
+
+
+def test_an_interrupt_ends_it_quietly_and_keeps_what_is_known(serve, tmp_path, monkeypatch, capfd):  # noqa: F811
+    """The second question hangs; the first one's verdict is stored."""
+    server = serve(says("Correct"), slow(30, says("Correct")))
+    work = judge(server, tmp_path)._ask_all({str(i): asked for i, asked in enumerate(ASKED)}, None)
+
+    def interrupted(self, timeout=None):
+        while len(server.seen) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("concurrent.futures.Future.result", interrupted_once(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            in_a_thread(work)
+    gc.collect()
+    assert capfd.readouterr().err == "" and [row["key"] for row in read_jsonl(tmp_path / "verdicts.jsonl")] == ["0"]
+
+
+def interrupted_once(interrupt):
+    """`Future.result` that is interrupted where it is called first, and works as ever after that."""
+    result, calls = Future.result, []
+
+    def patched(self, timeout=None):
+        calls.append(self)
+        return interrupt(self) if len(calls) == 1 else result(self, timeout)
+
+    return patched
 
 
 @pytest.mark.parametrize("prompt", FORMATS)

@@ -355,6 +355,35 @@ def test_a_proxy_is_used_and_no_proxy_obeyed(serve, engine, monkeypatch):
     assert [request["path"] for request in proxy.seen] == ["http://model.invalid/v1/completions"] and len(direct.seen) == 1
 
 
+def test_a_proxys_password_is_sent_and_never_told(serve, engine, monkeypatch):
+    proxy = serve((407, {}, {}))
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.url.removesuffix("/v1").replace("//", "//puser:psecret@"))
+        text = fault(engine(f"{scheme}://model.invalid/v1", max_retries=0))
+        told = "HTTP 407" if scheme == "http" else "the proxy refuses: HTTP 501"  # this one knows no CONNECT
+        assert told in text and "psecret" not in text and "puser" not in text
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    assert "kind socks5 is not supported" in fault(engine("http://model.invalid/v1"))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://a.b/v1", "http://[::1/v1", "http://u:secret@a.b:99999/v1"])
+def test_what_is_no_address_is_a_mistake(engine, url):
+    with pytest.raises(KitError, match="is no address of a server") as told:
+        engine(url)
+    assert "secret" not in str(told.value)
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_never_told(serve, engine):
+    text = fault(engine(serve(completion()).url, api_key="sk-one\nsk-two"))
+    assert "the request cannot be sent" in text and "sk-" not in text
+
+
+def test_a_redirect_is_not_followed(serve, engine):
+    other = serve(completion())
+    server = serve((307, {"Location": f"{other.url}/completions"}, {}))
+    assert "HTTP 307" in fault(engine(server.url)) and not other.seen and len(server.seen) == 1
+
+
 def test_user_and_password_of_a_url_are_sent_and_never_told(serve, engine):
     server = serve((400, {}, {"error": {"message": "no"}}))
     text = fault(engine(server.url.replace("//", "//user:secret@")))
@@ -362,9 +391,10 @@ def test_user_and_password_of_a_url_are_sent_and_never_told(serve, engine):
 
 
 @pytest.mark.parametrize("headers, seconds", [
-    ({}, None), ({"retry-after": "3"}, 3), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "-1"}, 0),
-    ({"retry-after": "soon"}, None),
-    ({"retry-after-ms": "soon", "retry-after": "Fri, 27 Nov 2026 00:00:30 GMT"}, 30), ({"retry-after-ms": "soon"}, None)])
+    ({}, None), ({"retry-after": "3"}, 3), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "-1"}, None),
+    ({"retry-after": "0"}, None), ({"retry-after": "nan"}, None), ({"retry-after": "inf"}, None), ({"retry-after": "soon"}, None),
+    ({"retry-after-ms": "soon", "retry-after": "3"}, 3), ({"retry-after": "Fri, 27 Nov 2026 00:00:30 GMT"}, 30),
+    ({"retry-after": "Thu, 26 Nov 2026 00:00:00 GMT"}, None), ({"retry-after-ms": "soon"}, None)])
 def test_what_a_server_asks_to_wait(headers, seconds, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1795737600.0)  # that day's beginning
     assert servers.retry_after(headers) == seconds

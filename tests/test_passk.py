@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from agentcpm_kit.errors import KitError
 from agentcpm_kit.files import jsonl
 from agentcpm_kit.profile import repo_root
 from agentcpm_kit.report.passk import by_model, curves
@@ -29,6 +32,14 @@ def test_the_committed_rows_give_the_committed_metrics_and_figures_without_a_mod
             m = metrics[f"{model.lower()}_pass_at_{k}"]
             assert f"pass@{k} {m['value']:.3f} [{m['ci_low']:.3f}, {m['ci_high']:.3f}]" in shown
     assert {path.name for path in tmp_path.iterdir()} == {"passk.png", "stability.png"}
+
+
+@pytest.mark.parametrize("rows, words", [
+    ([{"task_id": "a", "run": 0, "outcome": "correct"}], "no rows of notebook 09"), ([], "no rows of notebook 09"),
+    ([{"kind": "task", "model": "m", "task_id": str(n), "runs": n, "correct": 1} for n in (1, 2)], "other numbers of runs")])
+def test_rows_that_make_no_curve(rows, words):
+    with pytest.raises(KitError, match=words):
+        by_model(rows)
 
 
 def test_rows_of_your_own(tmp_path):

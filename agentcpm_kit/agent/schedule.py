@@ -161,7 +161,7 @@ class _Table:
 
     def _again(self, playing: Playing, key: str, engine: Engine, fault: EngineFault) -> None:
         playing.faults[key] += 1
-        if playing.faults[key] <= ENGINE_RETRIES:
+        if fault.again and playing.faults[key] <= ENGINE_RETRIES:
             self._ask(playing, playing.missing[key], engine)
         else:
             self._drop_turns(playing)

@@ -91,7 +91,7 @@ class Trajectory(BaseModel):
     exact: bool = True  # false: some ids were made from text, not sampled
     steps: list[Step] = []
     contexts: list[Context] = []
-    fault: str = ""  # of a fault: its kind (see `EngineFault`), or the tool's own words for it
+    fault: str = ""  # of a fault: its kind (see `EngineFault`), or "tool"
     message: str = ""  # a fault's own words, or which limit it was
 
     def without_texts(self) -> "Trajectory":

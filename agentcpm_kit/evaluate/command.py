@@ -1,7 +1,6 @@
 """``agentcpm-kit eval``: play tasks, store transcripts, score them, and report."""
 
 import hashlib
-import re
 import shutil
 import threading
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from ..agent.context import ContextPolicy
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
 from ..agent.engines.openai import ROUTES
+from ..agent.engines.servers import without_password
 from ..agent.episode import open_tools
 from ..agent.tokens import ByteTokenizer
 from ..agent.trajectory import Trajectory
@@ -118,7 +118,7 @@ class Options:
 def _identity(options: Options) -> dict:
     """What tells one model from another: a folder's checksums, or a served model's name and address (without a password)."""
     if options.engine == "openai":
-        return {"name": options.model, "url": re.sub(r"//[^/@]*@", "//", options.base_url), "api": options.api,
+        return {"name": options.model, "url": without_password(options.base_url), "api": options.api,
                 "tokenizer": str(options.tokenizer.name) if options.tokenizer else "bytes"}
     folder = Path(options.model)
     files = [folder / CHECKSUMS] if (folder / CHECKSUMS).is_file() else sorted(folder.glob("*.safetensors"))
@@ -238,8 +238,9 @@ def judged_by(judge: Judge) -> Score:
         with judging(len(asked)) as told:
             found = judge(asked, told)
         if found and all(row.get("words") for row in found):
-            raise KitError(f"the judge {judge.settings.model} at {judge.settings.url} answered none of {len(found)} questions "
-                           f"({found[0]['words']}); no report was changed. See to it, then score again with --score-only")
+            where = f"{judge.settings.model} at {without_password(judge.settings.url)}"
+            raise KitError(f"the judge {where} answered none of {len(found)} questions ({found[0]['words']}); no report was "
+                           "changed. See to it, then score again with --score-only")
         rows = iter(found)
         said = [next(rows) if t.answer is not None else {"verdict": False, "fault": ""} for t, _ in pairs]
         return [(row["verdict"], f"judge: {row['fault']}") for row in said]

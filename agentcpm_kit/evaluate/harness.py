@@ -33,6 +33,7 @@ from .scorers import by_rule
 from .tasks import Suite
 
 TRANSCRIPTS = "transcripts.jsonl"
+REFUSED = "refused"  # a kind of `EngineFault`
 
 
 class Outcome(StrEnum):
@@ -120,10 +121,13 @@ def require_stored(out: Path, plan: Plan) -> dict:
 
 def generate(out: Path, plan: Plan, engine: Engine, tools: ToolFactory, limits: Limits, context: ContextPolicy | None = None,
              on_end: Callable[[Trajectory], None] | None = None, retries: int = 1) -> None:
-    """Play what the folder lacks. Episodes that end as faults are played again, `retries` times in this call."""
+    """Play what the folder lacks. Episodes that end as faults are played again, `retries` times in this call.
+
+    Those that a server refused are not: it would do so again. The next call tries them, when the key or the address is mended.
+    """
     names, tasks, runs = plan.names, list(plan.suite.tasks), range(plan.runs)
-    for _ in range(retries + 1):
-        done = {name for name, t in endings(out).items() if not t.end_reason.is_fault}
+    for attempt in range(retries + 1):
+        done = {name for name, t in endings(out).items() if not t.end_reason.is_fault or attempt and t.fault == REFUSED}
         if names.keys() <= done:
             return
         with appending(out / TRANSCRIPTS) as file:

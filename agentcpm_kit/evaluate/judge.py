@@ -10,12 +10,13 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.engines.base import EngineFault
 from ..agent.engines.openai import ROUTES
-from ..agent.engines.servers import Servers
+from ..agent.engines.servers import Servers, base_url, without_password
 from ..errors import one_line, unknown
 from ..files import append_jsonl, read_jsonl
 from .accounts import cost
@@ -53,6 +54,7 @@ class JudgeSettings:
     def __post_init__(self):
         if self.prompt not in FORMATS:
             raise unknown("judge prompt", self.prompt, FORMATS)
+        base_url(self.url)  # a mistake is told before anything is played
 
     @property
     def text(self) -> str:
@@ -70,7 +72,7 @@ class JudgeSettings:
     def identity(self) -> dict:
         """What a score has to name."""
         prompt = hashlib.sha256(self.text.encode()).hexdigest()[:16]
-        return {"judge": self.model, "url": self.url, "prompt": self.prompt, "prompt_sha256": prompt,
+        return {"judge": self.model, "url": without_password(self.url), "prompt": self.prompt, "prompt_sha256": prompt,
                 "temperature": self.temperature}
 
 
@@ -86,8 +88,10 @@ class Judge:
         self.known = {row["key"]: self._read_again(row) for row in read_jsonl(store)}
 
     def _read_again(self, row: dict) -> dict:
-        """A stored row with the verdict that today's reader finds in its last reply."""
-        return row | {"verdict": read_verdict(self.settings.family, row["replies"][-1])} if row["replies"] else row
+        """A stored row with the verdict that today's reader finds in its last reply, if that came to its end."""
+        if not row["replies"] or row.get("cut"):
+            return row
+        return row | {"verdict": read_verdict(self.settings.family, row["replies"][-1])}
 
     def __call__(self, questions: Sequence[tuple[str, str, str]], on_verdict: Callable[[dict], None] | None = None) -> list[dict]:
         """A row (`verdict`, `replies`, `fault`, tokens read and written) for each (question, truth, answer)."""
@@ -99,10 +103,12 @@ class Judge:
         return [self.known.get(key) or {"key": key, "verdict": None, "replies": [], "fault": "not asked"} for key in keys]
 
     def account(self) -> dict:
-        """Who judged, and what the verdicts in use took: the same whenever they were asked for."""
+        """Who judged, and what the questions took, faults and all that was asked again included."""
         rows = [self.known[key] for key in sorted(self.asked & self.known.keys())]
         tokens = {way: sum(row.get(way, 0) for row in rows) for way in ("tokens_read", "tokens_written")}
-        return {**self.settings.identity(), "verdicts": len(rows), **tokens, "dollars": cost(self.settings.model, rows)}
+        given = sum(row["verdict"] is not None for row in rows)
+        return {**self.settings.identity(), "questions": len(rows), "verdicts": given, **tokens,
+                "dollars": cost(self.settings.model, rows)}
 
     def _is_open(self, key: str) -> bool:
         return key not in self.known or self.known[key]["verdict"] is None
@@ -113,15 +119,21 @@ class Judge:
         async def one(key: str, asked: tuple[str, str, str]) -> None:
             async with slots:  # here too: a question that was begun is asked to its end before the next begins
                 said = await self._ask(servers, asked)
-            row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said}
+            before = self.known.get(key, {})
+            spent = {way: said[way] + before.get(way, 0) for way in ("tokens_read", "tokens_written")}
+            row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said, **spent}
             append_jsonl(self.store, row)
             self.known[key] = row
             if on_verdict:
                 on_verdict(row)
 
+        tasks = [asyncio.create_task(one(key, asked)) for key, asked in todo.items()]
         try:
-            await asyncio.gather(*(one(key, asked) for key, asked in todo.items()))
-        finally:
+            await asyncio.gather(*tasks)
+        finally:  # of an error or an interrupt, too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await servers.close()
 
     async def _ask(self, servers: Servers, asked: tuple[str, str, str]) -> dict:
@@ -135,6 +147,7 @@ class Judge:
             except EngineFault as fault:  # a judge that is out says nothing on the answer
                 return row | {"fault": fault.kind, "words": str(fault)[:200]}
             row["replies"].append(said)
+            row["cut"] = not whole
             if whole and (verdict := read_verdict(self.settings.family, said)) is not None:
                 return row | {"verdict": verdict, "fault": ""}
             messages = [messages[0], {"role": "assistant", "content": said},
@@ -163,13 +176,25 @@ def _servers(settings: JudgeSettings) -> Servers:
 
 def in_a_thread(work) -> None:
     """Run a coroutine to its end in a loop of its own, since a notebook has one running; an interrupt cancels it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
+    loop, done = Future(), Future()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            loop.set_result(runner.get_loop())
+            try:
+                done.set_result(runner.run(work))
+            except BaseException as error:
+                done.set_exception(error)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks():
+            task.cancel()
+
+    thread = threading.Thread(target=run, name="judge", daemon=True)
     thread.start()
-    future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
-        future.result()
+        done.result()
     finally:
-        future.cancel()
-        loop.call_soon_threadsafe(loop.stop)
+        if not done.done():
+            loop.result().call_soon_threadsafe(cancel)
         thread.join()

@@ -9,7 +9,11 @@ from ..world.tools import ToolSet
 
 @dataclass
 class Throttled:
-    """Tools whose calls wait for a free slot. A call keeps its slot until it returns: a tool that hangs keeps it for good."""
+    """Tools whose calls wait for a free slot.
+
+    A call keeps its slot until it returns: a tool that hangs keeps it for good. The wait is part of the call, so it counts
+    against an episode's `max_seconds`.
+    """
 
     tools: ToolSet
     slots: threading.Semaphore

@@ -4,11 +4,13 @@
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from ..errors import KitError
 from ..evaluate.metrics import mean_pass_at_k
 from ..evaluate.summary import ks
 from ..files import read_jsonl
@@ -20,9 +22,18 @@ REFERENCE = "results/reference/micro/seed0/09_passk/rows.jsonl"
 
 
 def by_model(rows: Sequence[dict]) -> dict[str, pd.DataFrame]:
-    """Model -> its tasks: `correct` of `runs` runs were."""
-    frame = pd.DataFrame([row for row in rows if row["kind"] == "task"])
-    return dict(tuple(frame.groupby("model", sort=False)))
+    """Model -> its tasks: `correct` of `runs` runs were.
+
+    Raises:
+        KitError: no such rows, or tasks of one model with other numbers of runs.
+    """
+    frame = pd.DataFrame([row for row in rows if row.get("kind") == "task"])
+    if frame.empty or not {"model", "task_id", "runs", "correct"} <= set(frame):
+        raise KitError("no rows of notebook 09 (kind `task`, with model, task_id, runs and correct)")
+    found = dict(tuple(frame.groupby("model", sort=False)))
+    if uneven := [name for name, tasks in found.items() if tasks.runs.nunique() > 1]:
+        raise KitError(f"{uneven[0]} has tasks with other numbers of runs: pass@k of all of them is no one number")
+    return found
 
 
 def curves(models: dict[str, pd.DataFrame]) -> dict[str, list[dict]]:
@@ -70,4 +81,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KitError as error:
+        sys.exit(f"error: {error}")

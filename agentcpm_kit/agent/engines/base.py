@@ -15,13 +15,13 @@ from ..tokens import decode
 class EngineFault(Exception):
     """The engine failed on a turn, through no fault of the agent's; the text says how, `kind` what to call it in a count.
 
-    Kinds of servers: ``rate_limit`` (429), ``server_error`` (5xx), ``timeout``, ``connection`` (none, or cut off),
-    ``bad_reply`` (not what the API promises), ``refused`` (another 4xx). ``engine``: an engine in this process failed.
+    Kinds of servers: see `servers`; ``bad_reply`` is also what the API does not promise. ``engine``: an engine in this process
+    failed. `again`: whether the same turn may fare better when it is asked once more.
     """
 
-    def __init__(self, words: str, kind: str = "engine"):
+    def __init__(self, words: str, kind: str = "engine", again: bool = True):
         super().__init__(words)
-        self.kind = kind
+        self.kind, self.again = kind, again
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from ...errors import KitError, one_line, unknown
 from ..messages import Renderer, assistant_message
 from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
-from .servers import CONNECT_S, Servers, base_url
+from .servers import CONNECT_S, Servers, base_url, without_password
 
 ROUTES = {"completions": "completions", "chat": "chat/completions"}
 FINISHED = {"stop": True, "tool_calls": True, "length": False}
@@ -43,7 +43,8 @@ def require_servers(urls: Sequence[str]) -> None:
         try:
             httpx2.get(f"{base_url(url)}/models", timeout=CONNECT_S)
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise KitError(f"no server answers at {url} ({error}); start it, then run the same command again") from error
+            words = f"no server answers at {without_password(url)} ({type(error).__name__}: {one_line(error)})"
+            raise KitError(f"{words}; start it, then run the same command again") from None
 
 
 class OpenAIEngine(Closing):

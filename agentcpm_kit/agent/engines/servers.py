@@ -2,13 +2,13 @@
 
 Tried again: refused and cut connections, silence for `timeout_s`, bodies that are no JSON, 408, 409, 429 and 5xx; other
 statuses are not. The wait before is 0.5 s, doubling to 8 s, less up to 25% at random; a ``Retry-After`` up to 120 s is waited
-out instead, and a longer one ends the tries at once. The `openai` package does the same in five times the time on a core
-(`benchmarks/harness.py`), and knows one server.
+out instead, and a longer one ends the tries at once. Redirects are not followed: a wrong address is told. HTTP_PROXY,
+HTTPS_PROXY, ALL_PROXY and NO_PROXY are obeyed.
 
     kind of EngineFault   what came last
     rate_limit            429
     server_error          408, 409 and 5xx
-    refused               another status
+    refused               another status, or a request that cannot be sent at all
     timeout               no whole reply in time
     connection            none, or cut off
     bad_reply             a body that is no JSON
@@ -16,16 +16,18 @@ out instead, and a longer one ends the tries at once. The `openai` package does 
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ...errors import one_line
+from ...errors import KitError, one_line
 from .base import EngineFault
 
 ASIDE_S = 5.0  # how long a server that broke a connection is left alone
@@ -46,10 +48,23 @@ class Endpoint:
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
     @cached_property
-    def proxy(self) -> str | None:
-        """As HTTPS_PROXY and NO_PROXY tell; aiohttp's own `trust_env` reads a file before every request."""
-        url = urlsplit(self.url)
-        return None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
+    def proxy(self) -> dict:
+        """What aiohttp is told of the proxy; its own `trust_env` reads a file before every request.
+
+        Raises:
+            Failed: a proxy that speaks another language than HTTP.
+        """
+        proxies = getproxies()
+        url = None if proxy_bypass(self.place) else proxies.get(urlsplit(self.url).scheme) or proxies.get("all")
+        if url is None:
+            return {}
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https"):
+            raise Failed(f"{self.place}: a proxy of the kind {parts.scheme} is not supported", "refused", again=False)
+        from aiohttp import BasicAuth  # apart from the URL, which stands in errors
+
+        auth = {"proxy_auth": BasicAuth(unquote(parts.username), unquote(parts.password or ""))} if parts.username else {}
+        return {"proxy": parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), **auth}
 
     def put_aside(self) -> None:
         self.aside_until = time.monotonic() + ASIDE_S
@@ -68,11 +83,14 @@ class Servers:
 
     A conversation stays with its server, which has its beginning cached; new ones go where the fewest live. Every try, the
     first and the repeated ones, goes to the server that is best then. All of it belongs to one event loop.
+
+    Raises:
+        KitError: a URL that is none.
     """
 
     def __init__(self, urls: Sequence[str], route: str, key: str, concurrency: int, max_retries: int, timeout_s: float):
         self.endpoints = [Endpoint(base_url(url), asyncio.Semaphore(concurrency)) for url in urls]
-        self.route, self.key, self.tries, self.timeout_s = route, key, max_retries + 1, timeout_s
+        self.route, self.key, self.tries, self.timeout_s = route, key.strip(), max_retries + 1, timeout_s
         self.homes: dict[str, Endpoint] = {}
         self.session = None
 
@@ -80,7 +98,7 @@ class Servers:
         """What a server answers, read from JSON.
 
         Raises:
-            EngineFault: what the last try met, without the key.
+            EngineFault: what the last try met, without the key. `again` is false where more tries are in vain.
         """
         data, tries = json.dumps(body).encode(), 0
         while True:
@@ -90,7 +108,7 @@ class Servers:
                 tries += 1
                 if not failed.again or tries == self.tries:
                     words = f"{failed}, tried {tries} times" if tries > 1 else str(failed)
-                    raise EngineFault(self.hide(words), failed.kind) from failed
+                    raise EngineFault(self.hide(words), failed.kind, failed.again) from failed
                 await asyncio.sleep(backoff(tries) if failed.wait_s is None else failed.wait_s)
 
     def hide(self, words: str) -> str:
@@ -108,10 +126,10 @@ class Servers:
         if not 200 <= status < 300:
             if status in (502, 503, 504):  # the server behind a gateway is down
                 endpoint.put_aside()
-            raise _refusal(endpoint.place, status, headers, content)
+            raise _refusal(endpoint.place, status, headers, self.hide(content.decode("utf-8", "replace")))
         try:
             return json.loads(content)
-        except ValueError:  # a cut body without a length passes HTTP's own checks
+        except (ValueError, RecursionError):  # a cut body without a length passes HTTP's own checks
             raise Failed(f"{endpoint.place}: the reply is not JSON", "bad_reply") from None
 
     async def _send(self, conversation: str, endpoint: Endpoint, data: bytes):
@@ -120,8 +138,13 @@ class Servers:
 
         try:
             async with self._session().post(f"{endpoint.url}/{self.route}", data=data, headers=self._headers(endpoint),
-                                            proxy=endpoint.proxy) as reply:
+                                            allow_redirects=False, **endpoint.proxy) as reply:
                 return reply.status, reply.headers, await reply.read()
+        except aiohttp.ClientHttpProxyError as error:
+            raise Failed(f"{endpoint.place}: the proxy refuses: HTTP {error.status}", "connection") from None
+        except (aiohttp.InvalidURL, ValueError) as error:  # of the address or the key; the words would show them
+            raise Failed(f"{endpoint.place}: the request cannot be sent ({type(error).__name__}): is the address right, and the "
+                         "key one line?", "refused", again=False) from None
         except aiohttp.ClientError as error:
             endpoint.put_aside()
             raise Failed(f"{endpoint.place}: no reply: {one_line(error) or type(error).__name__}", "connection") from error
@@ -157,9 +180,26 @@ class Servers:
 
 
 def base_url(url: str) -> str:
-    """With the usual path, if it has none."""
+    """With the usual path, if it has none.
+
+    Raises:
+        KitError: it is no address of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise KitError(f"{url.rpartition('@')[2]!r} is no address of a server, such as http://localhost:8000/v1")
     url = url.rstrip("/")
     return url if "/" in url.partition("://")[2] else f"{url}/v1"
+
+
+def without_password(url: str) -> str:
+    """For files and messages."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def backoff(tries: int) -> float:
@@ -167,8 +207,8 @@ def backoff(tries: int) -> float:
     return min(FIRST_WAIT_S * 2 ** (tries - 1), LONGEST_WAIT_S) * (1 - 0.25 * random.random())
 
 
-def _refusal(place: str, status: int, headers, content: bytes) -> Failed:
-    """What an HTTP error is, in the server's own words."""
+def _refusal(place: str, status: int, headers, content: str) -> Failed:
+    """What an HTTP error is, in the server's own words. `content` is its body, without the key."""
     kind = "rate_limit" if status == 429 else "server_error" if status >= 500 or status in (408, 409) else "refused"
     after, wait_s = headers.get("retry-after"), retry_after(headers)
     words = f"{place}: HTTP {status}: {said(content)}" + (f" (Retry-After: {after})" if after else "")
@@ -176,27 +216,21 @@ def _refusal(place: str, status: int, headers, content: bytes) -> Failed:
 
 
 def retry_after(headers) -> float | None:
-    """Seconds that a server asks to wait: a number, or a date; None where it says nothing that can be read."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        return max(0.0, float(headers["retry-after"]))
-    except KeyError:
-        return None
-    except ValueError:
-        try:
-            return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-        except (KeyError, ValueError):
-            return None
+    """Seconds that a server asks to wait: a number, or a date; None where it says nothing that can be read, or no time at all."""
+    readers = (("retry-after-ms", lambda said: float(said) / 1000), ("retry-after", float),
+               ("retry-after", lambda said: parsedate_to_datetime(said).timestamp() - time.time()))
+    for name, read in readers:
+        with suppress(KeyError, ValueError):
+            if (seconds := read(headers[name])) > 0 and math.isfinite(seconds):
+                return seconds
+    return None
 
 
-def said(content: bytes) -> str:
+def said(content: str) -> str:
     """The message in an error's body, on one line and not too long."""
-    words = content.decode("utf-8", "replace")
-    try:
-        words = json.loads(words)
+    words = content
+    with suppress(ValueError, AttributeError, RecursionError):
+        words = json.loads(content)
         words = words.get("error") or words
         words = words.get("message") or words.get("detail") or words
-    except (ValueError, AttributeError):
-        pass
     return one_line(words)[:500]
