@@ -116,7 +116,7 @@ def test_limits_reach_the_tools_and_the_judge(mock, tasks, tmp_path, monkeypatch
     monkeypatch.setattr(command_module, "throttled", lambda tools, calls: seen.append(calls) or tools)
     options = Options(str(tasks), tmp_path, "openai", "mock", mock, limit=1, runs=1, tool_calls=3, judge="m", judge_concurrency=2)
     evaluate(replace(options, judge=""))
-    assert seen == [3] and options.judging().concurrency == 2
+    assert seen == [3] and options.resolved().judging().concurrency == 2
 
 
 def test_two_evaluations_are_compared(mock, tasks, tmp_path):

@@ -30,7 +30,7 @@ def test_each_checkpoint_has_a_server_of_its_own(monkeypatch):
     server = Served(urls=["http://a:1/v1", "http://b:2"], name="merged", concurrency=3, timeout_s=7)
     with open_engine(MERGED, served_by(**{"micro-merge": server}), 0.0) as engine:
         assert isinstance(engine, OpenAIEngine) and engine.model == "merged" and engine.batch_size == 6
-        assert [e.url for e in engine.spread.endpoints] == ["http://a:1/v1", "http://b:2/v1"] and engine.timeout_s == 7
+        assert [e.url for e in engine.servers.endpoints] == ["http://a:1/v1", "http://b:2/v1"] and engine.servers.timeout_s == 7
     with pytest.raises(KitError, match="no server is known for the model 'micro-merge'.*model.served"):
         open_engine(MERGED, served_by(sft=server))
 
