@@ -158,7 +158,8 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              api: Annotated[str, typer.Option("--api", help="of the server: chat or completions")] = "chat",
              tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="folder of the served model's tokenizer; "
                                                             "without one, text is counted in bytes")] = None,
-             profile: Annotated[str, typer.Option("--profile", help="whose limits and context policy: micro, small, paper")] = "",
+             profile: Annotated[str, typer.Option("--profile", help="whose limits and context policy (default: micro, and paper "
+                                                  "with openai)")] = "",
              tools: Annotated[str, typer.Option("--tools", help="URL, command or YAML file of MCP servers, in the place of the "
                                                 "atlas's own tools")] = "",
              k: Annotated[int, typer.Option("--k", help="runs of each task", min=1)] = 8,
@@ -189,7 +190,8 @@ def evaluate(tasks: Annotated[str, typer.Option("--tasks", help="a .jsonl file, 
              replay: Annotated[Path | None, typer.Option("--replay", help="folder of a recorded evaluation: play it again from "
                                                          "its record, with the network off")] = None) -> None:
     """Play tasks, store every transcript, score them, and write rows, rates with intervals, and pages to read them in."""
-    from .evaluate.command import Options, eval_command
+    from .evaluate.command import eval_command
+    from .evaluate.options import Options
 
     try:
         eval_command(Options(

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from agentcpm_kit.environment import describe
-from agentcpm_kit.evaluate.command import Options, evaluate
+from agentcpm_kit.evaluate.command import evaluate
+from agentcpm_kit.evaluate.options import Options
 from agentcpm_kit.files import jsonl, write_json
 from agentcpm_kit.world import load_family
 

@@ -93,7 +93,7 @@ def main() -> None:
             stored = killed(folder, options.port, options.runs, moments)
             found = compared(folder, expected)
     finally:
-        server.terminate()
+        server.kill()  # it would wait for the requests that hang
     found |= {"seconds": round(seconds, 1), "killed_after_s": moments, "transcripts_at_kills": stored, "server": FAULTS,
               "lasting": options.lasting, "env": describe(0)}
     print(json.dumps({k: v for k, v in found.items() if k != "env"}, indent=1))

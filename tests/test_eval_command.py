@@ -12,7 +12,8 @@ import pytest
 
 from agentcpm_kit.agent.trajectory import read_trajectories
 from agentcpm_kit.evaluate import command as command_module
-from agentcpm_kit.evaluate.command import Options, evaluate
+from agentcpm_kit.evaluate.command import evaluate
+from agentcpm_kit.evaluate.options import Options
 from agentcpm_kit.files import read_jsonl
 from agentcpm_kit.profile import repo_root
 
@@ -82,12 +83,17 @@ def test_a_recorded_evaluation_plays_again_with_nobody_there(mock, tasks, tmp_pa
     """The same reports byte for byte, from the record alone; and what was not recorded is told."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert subprocess.run([*command(tasks, mock, one, 2), "--record"], capture_output=True).returncode == 0
-    dead = command(tasks, mock, two, 2)
+    dead = command(tasks, refused(), two, 2)  # a server may be elsewhere, and here is nowhere
     assert subprocess.run([*dead, "--replay", str(one)], capture_output=True, env=OFFLINE).returncode == 0
     for name in REPORTS:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     more = subprocess.run([*command(tasks, mock, tmp_path / "three", 3), "--replay", str(one)], capture_output=True, text=True)
     assert more.returncode == 2 and "never recorded" in more.stderr
+    hot = [*command(tasks, mock, tmp_path / "four", 2), "--temperature", "0.5", "--replay", str(one)]
+    other = subprocess.run(hot, capture_output=True, text=True)
+    assert other.returncode == 2 and "begun with temperature 1.0, not 0.5; replay it with the options" in other.stderr
+    late = subprocess.run([*dead, "--record"], capture_output=True, text=True)
+    assert late.returncode == 2 and "was begun without it" in late.stderr
 
 
 def test_a_judge_scores_what_is_stored_and_is_named(mock, tasks, tmp_path, serve):  # noqa: F811
@@ -100,7 +106,9 @@ def test_a_judge_scores_what_is_stored_and_is_named(mock, tasks, tmp_path, serve
     code, told = run(*again, serve((500, AT_ONCE, {"error": {"message": "no more money"}})).url)
     assert code == 2 and "no more money" in told and (out / "metrics.json").read_bytes() == before
     assert run(*again, serve(says("Hm.")).url) == (0, "")
+    assert "mock" in (out / "transcripts.html").read_text().partition("<form")[0]
     silent = json.loads((out / "metrics.json").read_text())
+    assert "scored by judge m, prompt equivalence" in silent["about"] and silent["used"]["judge"]["verdicts"] == 0
     answered = sum(row["outcome"] in ("correct", "wrong") for row in by_rule)
     assert silent["faults"]["judge: unreadable"] == answered and silent["outcomes"]["correct"] == 0
     url = serve(says("**Correct**")).url
@@ -109,6 +117,9 @@ def test_a_judge_scores_what_is_stored_and_is_named(mock, tasks, tmp_path, serve
     assert kind["outcomes"]["correct"] == answered and kind["scorer"]["judge"] == "m" and lines(out) == played
     assert run(*again, url, "--offline") == (0, "")
     assert json.loads((out / "metrics.json").read_text()) == kind
+    before = (out / "metrics.json").read_bytes()
+    code, told = run(*again[:-3], "--judge", "another", "--offline")
+    assert code == 2 and "not asked" in told and (out / "metrics.json").read_bytes() == before
 
 
 def test_limits_reach_the_tools_and_the_judge(mock, tasks, tmp_path, monkeypatch):
@@ -124,12 +135,15 @@ def test_two_evaluations_are_compared(mock, tasks, tmp_path):
         assert subprocess.run(command(tasks, mock, tmp_path / name, 2), capture_output=True).returncode == 0
     scored = ["--tasks", tasks, "--out", tmp_path / "a", "--k", 2, "--score-only", "--against"]
     done = subprocess.run([*EVAL, *map(str, [*scored, tmp_path / "b"])], capture_output=True, text=True)
-    assert done.returncode == 0 and "paired by task: 0.000" in done.stdout
+    assert done.returncode == 0 and "paired by task: 0.000" in done.stdout and "scored by rule exact match" in done.stdout
+    assert json.loads((tmp_path / "a/comparison.json").read_text())["pass@1"]["value"] == 0
+    code, told = run(*scored, tmp_path / "b", "--tolerance", "0.1")
+    assert code == 2 and "score both alike" in told
     assert "holds no scored evaluation" in run(*scored, tmp_path / "nothing")[1]
 
 
 def run(*arguments):
-    done = subprocess.run([*EVAL, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([*EVAL, *map(str, arguments)], capture_output=True, text=True, cwd=repo_root())
     return done.returncode, done.stderr.strip()
 
 
@@ -139,6 +153,11 @@ def run(*arguments):
     (["--tasks", "deep", "--engine", "opnai"], "did you mean 'openai'"),
     (["--tasks", "deep", "--base-url", "http://127.0.0.1:9/v1"], "--base-url is for --engine openai"),
     (["--tasks", "deep", "--out", "/proc/none"], "cannot be written"),
+    (["--tasks", "deep", "--judge-prompt", "gaia"], "name its model with --judge"),
+    (["--tasks", "deep", "--offline"], "name its model with --judge"),
+    (["--tasks", "pyproject.toml"], "ends in .jsonl"), (["--tasks", "deep", "--blocked", "/none"], "is no list of"),
+    (["--tasks", "deep", "--judge", "m", "--tolerance", "0.1"], "is for scoring by rule"),
+    (["--tasks", "deep", "--judge", "m", "--judge-url", "localhost:9"], "is no address of a server"),
     (["--tasks", "gaia"], "data add gaia FILE"), (["--tasks", "deep", "--score-only"], "holds no transcripts to score"),
     (["--tasks", "deep", "--judge", "m", "--judge-prompt", "gaya"], "did you mean 'gaia'")])
 def test_a_mistake_is_one_line(tmp_path, arguments, hint):

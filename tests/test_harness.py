@@ -192,6 +192,18 @@ def test_accounts_by_hand(tokenizer, tmp_path):
     assert used([], priced | {"counted_in": "bytes"})["dollars"] is None
 
 
+def test_a_servers_own_counts_are_priced_also_where_text_is_counted_in_bytes(tokenizer, tmp_path):
+    trajectory = next(play_episodes(TASKS[:1], Script(tokenizer, [PAGES[0], ANSWER]), TOOLS, LIMITS))
+    assert account(trajectory)["counted_by"] == "kit"
+    trajectory.steps[0].billed = 700, 20
+    assert account(trajectory)["counted_by"] == "kit"  # not told of every turn
+    trajectory.steps[1].billed = 1300, 30
+    row = account(trajectory)
+    assert (row["tokens_read"], row["tokens_written"], row["counted_by"]) == (2000, 50, "server")
+    found = used([row], {"model": {"name": "gpt-4.1"}, "counted_in": "bytes"})
+    assert found["counted_in"] == "tokens of the server" and found["dollars"] == pytest.approx(2000 * 2e-6 + 50 * 8e-6)
+
+
 def test_accounts_of_a_task_are_those_of_its_runs():
     rows = [{"task_id": "a", "turns": 2, "tokens_read": 1_000_000, "tokens_written": 10, "tool_calls": {"search": 1, "visit": 2}},
             {"task_id": "b", "outcome": "missing"}, {"task_id": "a", "turns": 1, "tokens_read": 0, "tokens_written": 0}]

@@ -54,9 +54,9 @@ def test_an_unreadable_reply_is_asked_again_then_there_is_no_verdict(serve, tmp_
     assert second["fault"] == "unreadable" and len(second["replies"]) == 3
     told = judge(server, tmp_path, offline=True)
     told(ASKED[:1])
-    assert told.account() | {"prompt_sha256": ""} == {
-        "judge": "j", "url": server.url, "prompt": "equivalence", "prompt_sha256": "", "temperature": None,
-        "questions": 1, "verdicts": 1, "tokens_read": 100, "tokens_written": 4, "dollars": None}
+    assert told.account() == {"questions": 1, "verdicts": 1, "tokens_read": 100, "tokens_written": 4, "dollars": None}
+    assert told.settings.identity()["url"] == server.url
+    assert JudgeSettings("j", url="http://user:secret@a.b/v1").identity()["url"] == "http://a.b/v1"
     again = server.seen[1]["body"]["messages"]
     assert [m["role"] for m in again] == ["user", "assistant", "user"] and again[2]["content"].startswith("Reply with one word")
     server.answers = [says("Incorrect")]

@@ -156,7 +156,7 @@ def test_ids_and_logprobs_are_those_of_the_server(serve, engine, tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     server = serve(sampled([50, 51, end]))
     one = engine(server.url, temperature=0.5)
-    assert generate_turns(one, [turn()]) == [Sample([50, 51, end], [-0.5] * 3, stopped=True, exact=True)]
+    assert generate_turns(one, [turn()]) == [Sample([50, 51, end], [-0.5] * 3, stopped=True, exact=True, billed=(1, 3))]
     request = server.seen[0]
     assert request["path"] == "/v1/completions" and request["key"] == f"Bearer {SECRET}"
     asked = {"model": "m", "prompt": [40, 41, 42], "max_tokens": 30, "temperature": 0.5, "top_p": 1.0, "top_k": -1,
@@ -187,7 +187,7 @@ def test_ids_that_end_otherwise_or_lack_logprobs_are_not_exact(serve, engine, to
 
 def test_the_token_limit_is_the_agents_and_a_full_server_is_not(serve, engine):
     one = engine(serve(sampled([50, 51], "length")).url)
-    assert generate_turns(one, [turn(limit=2)]) == [Sample([50, 51], [-0.5] * 2, stopped=False)]
+    assert generate_turns(one, [turn(limit=2)]) == [Sample([50, 51], [-0.5] * 2, stopped=False, billed=(1, 2))]
     assert "after 2 of 3 tokens: its context is full" in fault(one, turn(limit=3))
 
 

@@ -191,7 +191,7 @@ class Episode:
         parsed = parse_tool_calls(text)
         self.history.add_turn(sample.ids, sample.logprobs, text, parsed)
         step = Step(thinking=parsed.thinking, content=parsed.content, tokens_before=before,
-                    tokens_generated=len(sample.ids), cut=not sample.stopped,
+                    tokens_generated=len(sample.ids), billed=sample.billed, cut=not sample.stopped,
                     context=len(self.history.contexts) - 1, engine_seconds=time.perf_counter() - started,
                     calls=[{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls], errors=parsed.errors)
         self.trajectory.steps.append(step)

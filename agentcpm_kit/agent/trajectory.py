@@ -44,6 +44,7 @@ class Step(BaseModel):
     policy_version: int = 0  # in RL: how many steps the policy had learned when it sampled this turn
     tokens_before: int = 0
     tokens_generated: int = 0
+    billed: tuple[int, int] | None = None  # tokens read and written as the server counts them, where it tells
     cut: bool = False  # the turn ran out of `max_new_tokens` before its end token
     tokens_read: int = 0
     tokens_shown: int = 0

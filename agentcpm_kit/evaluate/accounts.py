@@ -16,11 +16,16 @@ def account(trajectory: Trajectory) -> dict:
     """Tokens and calls of one run.
 
     `tokens_read` adds up the whole context before every turn, which is what APIs charge for, cached or not; `tokens_written` are
-    those sampled. Neither holds what a turn cost that was asked for again after a fault.
+    those sampled. Both are the server's counts where it told them of every turn, else the kit's (`counted_by`). Neither holds
+    what a turn cost that was asked for again after a fault.
     """
-    calls = Counter(call["name"] for step in trajectory.steps for call in step.calls)
-    return {"turns": trajectory.turns, "tokens_read": sum(step.tokens_before for step in trajectory.steps),
-            "tokens_written": trajectory.tokens_generated, "tool_calls": dict(sorted(calls.items()))}
+    steps = trajectory.steps
+    calls = Counter(call["name"] for step in steps for call in step.calls)
+    of_server = bool(steps) and all(step.billed for step in steps)
+    counts = [step.billed if of_server else (step.tokens_before, step.tokens_generated) for step in steps]
+    return {"turns": trajectory.turns, "tokens_read": sum(read for read, _ in counts),
+            "tokens_written": sum(written for _, written in counts), "counted_by": "server" if of_server else "kit",
+            "tool_calls": dict(sorted(calls.items()))}
 
 
 def used_by_task(rows: Iterable[dict], model: str) -> pd.DataFrame:

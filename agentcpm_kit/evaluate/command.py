@@ -1,145 +1,55 @@
 """``agentcpm-kit eval``: play tasks, store transcripts, score them, and report."""
 
-import hashlib
+import json
 import shutil
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..agent.context import ContextPolicy
 from ..agent.engines import open_engine
 from ..agent.engines.loading import load_tokenizer
-from ..agent.engines.openai import ROUTES
 from ..agent.engines.servers import without_password
 from ..agent.episode import open_tools
 from ..agent.tokens import ByteTokenizer
 from ..agent.trajectory import Trajectory
-from ..artefacts import CHECKSUMS, file_sha256
-from ..ask import best_checkpoint
-from ..errors import KitError, unknown
-from ..files import append_jsonl, read_jsonl
+from ..errors import KitError
+from ..files import append_jsonl, read_jsonl, write_json
 from ..profile import Profile, load_profile, set_seed
 from ..sections import Limits
 from ..world.tasks import Task
-from .benchmarks import BENCHMARKS
 from .guard import Blocklist, guarded
-from .harness import Plan, Score, Verdict, generate, opened, require_stored, rule, score
-from .judge import OPENAI, Judge, JudgeSettings
-from .replay import Record, ReplayedEngine, Traffic
+from .harness import Plan, Score, Verdict, generate, opened, require_recorded, require_stored, rule, score
+from .judge import NOT_ASKED, Judge, JudgeSettings
+from .options import Options
+from .replay import TRAFFIC, Record, ReplayedEngine, Traffic
 from .reports import write_reports
 from .show import judging, print_comparison, print_rows, progress
-from .summary import require_same_tasks
+from .summary import compare, require_same_tasks
 from .tasks import load_suite
 from .throttle import throttled
-
-ENGINES = ("transformers", "vllm", "openai")
-BYTES_PER_TOKEN = 4  # roughly, of English; where text is counted in bytes
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says; see its help."""
-
-    tasks: str
-    out: Path
-    engine: str = "transformers"
-    model: str = ""
-    base_url: str = ""
-    api: str = "chat"
-    tokenizer: Path | None = None
-    profile: str = ""
-    tools: str = ""
-    runs: int = 8
-    limit: int = 0
-    temperature: float = 1.0
-    concurrency: int = 16
-    tool_calls: int = 0
-    timeout_s: float = 300.0
-    retries: int = 6
-    seed: int = 0
-    tolerance: float = 0.0
-    judge: str = ""
-    judge_url: str = OPENAI
-    judge_prompt: str = ""
-    judge_concurrency: int = 16
-    blocked: Path | None = None
-    score_only: bool = False
-    offline: bool = False
-    record: bool = False
-    replay: Path | None = None
-    show_text: bool = False
-
-    @property
-    def counts_bytes(self) -> bool:
-        """Nobody told which tokenizer the served model has."""
-        return self.engine == "openai" and self.tokenizer is None
-
-    def resolved(self) -> "Options":
-        """With the defaults that depend on others: which model, and whose limits.
-
-        Raises:
-            KitError: options that do not go together.
-        """
-        if self.engine not in ENGINES:
-            raise unknown("engine", self.engine, ENGINES)
-        if self.engine == "openai" and not (self.model and self.base_url):
-            raise KitError("--engine openai needs --base-url (such as http://127.0.0.1:8000/v1) and --model, the name there")
-        if self.base_url and self.engine != "openai":
-            raise KitError(f"--base-url is for --engine openai, and the engine is {self.engine}")
-        if self.api not in ROUTES:
-            raise unknown("api", self.api, ROUTES)
-        if self.engine == "openai" and self.api == "completions" and self.tokenizer is None:
-            raise KitError("the API `completions` sends token ids, and needs --tokenizer: the folder of the served model's own")
-        model = self.model or ("" if self.score_only else str(best_checkpoint()))
-        prompt = BENCHMARKS[self.tasks].prompt if self.tasks in BENCHMARKS else "equivalence"
-        return replace(self, model=model, judge_prompt=self.judge_prompt or prompt,
-                       profile=self.profile or ("paper" if self.engine == "openai" else "micro"))
-
-    def judging(self) -> JudgeSettings | None:
-        if not self.judge:
-            return None
-        return JudgeSettings(self.judge, self.judge_prompt, self.judge_url, concurrency=self.judge_concurrency)
-
-    def limits(self, profile: Profile) -> Limits:
-        """The profile's; its context in bytes where those are counted."""
-        room = profile.limits.max_context_tokens * (BYTES_PER_TOKEN if self.counts_bytes else 1)
-        return profile.limits.changed(max_context_tokens=room)
-
-    def plan(self, profile: Profile) -> Plan:
-        """What is to be played, and under which settings. Needs `resolved` options."""
-        blocked = self.blocked.read_bytes() if self.blocked else b""
-        settings = {"engine": self.engine, "model": _identity(self), "temperature": self.temperature,
-                    "tools": self.tools or "atlas", "limits": self.limits(profile).model_dump(),
-                    "context": ContextPolicy.of(profile).settings(), "counted_in": "bytes" if self.counts_bytes else "tokens",
-                    "blocked": hashlib.sha256(blocked).hexdigest()[:16] if blocked else "data/blocked.yaml"}
-        return Plan(load_suite(self.tasks).first(self.limit), self.runs, self.seed, settings)
-
-
-def _identity(options: Options) -> dict:
-    """What tells one model from another: a folder's checksums, or a served model's name and address (without a password)."""
-    if options.engine == "openai":
-        return {"name": options.model, "url": without_password(options.base_url), "api": options.api,
-                "tokenizer": str(options.tokenizer.name) if options.tokenizer else "bytes"}
-    folder = Path(options.model)
-    files = [folder / CHECKSUMS] if (folder / CHECKSUMS).is_file() else sorted(folder.glob("*.safetensors"))
-    return {"name": folder.name, "sha256": " ".join(file_sha256(file)[:16] for file in files)}
 
 
 def eval_command(options: Options, against: Path | None = None) -> None:
     """Evaluate, report, and print."""
     others = _others(against, options) if against else []
     rows = evaluate(options)
-    print_rows(rows)
+    print_rows(rows, json.loads((options.out / "metrics.json").read_text())["about"])
     if against:
-        print_comparison(rows, others, against)
+        differences = compare(rows, others)
+        write_json(options.out / "comparison.json", {"against": str(against), **{k: e.fields() for k, e in differences.items()}})
+        print_comparison(differences, against)
     if (page := options.out / "transcripts.html").is_file():
         print(f"transcripts to read: {page}")
 
 
 def _others(folder: Path, options: Options) -> list[dict]:
     """The rows to compare with, before anything is played."""
-    if not (rows := read_jsonl(folder / "rows.jsonl")):
+    if not (rows := read_jsonl(folder / "rows.jsonl")) or not (folder / "metrics.json").is_file():
         raise KitError(f"{folder} holds no scored evaluation to compare with")
+    theirs, ours = json.loads((folder / "metrics.json").read_text())["scorer"], options.resolved().scorer()
+    if theirs != ours:
+        raise KitError(f"{folder} was scored by {theirs}, and this would be by {ours}; score both alike, with --score-only")
     require_same_tasks([task.task_id for task in load_suite(options.tasks).first(options.limit).tasks],
                        list(dict.fromkeys(row["task_id"] for row in rows)))
     return rows
@@ -161,8 +71,7 @@ def evaluate(options: Options) -> list[dict]:
             _play(options, plan, profile)
     judge = _judge(options, settings) if settings else None
     rows = score(options.out, plan, judged_by(judge) if judge else rule(options.tolerance))
-    by_rule = {"rule": "exact match with aliases", "tolerance": options.tolerance}
-    write_reports(options.out, plan, rows, judge.account() if judge else by_rule, options.show_text)
+    write_reports(options.out, plan, rows, options.scorer(), judge.account() if judge else None, options.show_text)
     return rows
 
 
@@ -173,7 +82,7 @@ def _play(options: Options, plan: Plan, profile: Profile) -> None:
     with _engine(options, profile) as engine, open_tools(options.tools) as tools, progress(plan, options.out) as told:
         tools = throttled(tools, options.tool_calls)  # below the guard: what is refused needs no slot
         tools = guarded(tools, Blocklist.read(options.blocked), _blocked_log(options.out / "blocked.jsonl"))
-        record = Record(options.out / "traffic.jsonl") if options.record else None
+        record = Record(options.out / TRAFFIC) if options.record else None
 
         def on_end(trajectory: Trajectory) -> None:
             if record:
@@ -198,7 +107,8 @@ def _blocked_log(path: Path):
 
 def _replay(options: Options, plan: Plan, limits: Limits, policy: ContextPolicy) -> None:
     """The same loop over recorded answers of engine and tools; verdicts are taken over."""
-    traffic = Traffic(options.replay / "traffic.jsonl")
+    traffic = Traffic(options.replay / TRAFFIC)
+    require_recorded(options.replay, plan)
     with progress(plan, options.out) as told:
         engine = ReplayedEngine(traffic, _tokenizer(options), options.concurrency)
         generate(options.out, plan, engine, traffic.tools, limits, policy, told)
@@ -237,10 +147,10 @@ def judged_by(judge: Judge) -> Score:
                  for t, task in pairs if t.answer is not None]
         with judging(len(asked)) as told:
             found = judge(asked, told)
-        if found and all(row.get("words") for row in found):
-            where = f"{judge.settings.model} at {without_password(judge.settings.url)}"
-            raise KitError(f"the judge {where} answered none of {len(found)} questions ({found[0]['words']}); no report was "
-                           "changed. See to it, then score again with --score-only")
+        if found and all(row.get("words") or row["fault"] == NOT_ASKED for row in found):
+            where, why = f"{judge.settings.model} at {without_password(judge.settings.url)}", found[0].get("words", NOT_ASKED)
+            raise KitError(f"the judge {where} answered none of {len(set(asked))} questions ({why}); no report was changed. See "
+                           "to it, then score again with --score-only")
         rows = iter(found)
         said = [next(rows) if t.answer is not None else {"verdict": False, "fault": ""} for t, _ in pairs]
         return [(row["verdict"], f"judge: {row['fault']}") for row in said]

@@ -34,6 +34,7 @@ from .tasks import Suite
 
 TRANSCRIPTS = "transcripts.jsonl"
 REFUSED = "refused"  # a kind of `EngineFault`
+MAY_CHANGE = "served_at"  # of a folder's settings: a server may move, and what it answers stays
 
 
 class Outcome(StrEnum):
@@ -77,7 +78,7 @@ def opened(out: Path, plan: Plan) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
-            if _begun(out):
+            if begun(out):
                 _require_same(out, plan.config())
             write_json(out / "config.json", plan.config())
             yield
@@ -87,21 +88,30 @@ def opened(out: Path, plan: Plan) -> Iterator[None]:
         raise KitError(f"{out} cannot be written: {error.strerror}") from error
 
 
-def _begun(out: Path) -> bool:
+def begun(out: Path) -> bool:
+    """Whether a folder holds a transcript."""
     path = out / TRANSCRIPTS
     return path.is_file() and next(whole_lines(path), None) is not None
 
 
-def _require_same(out: Path, now: dict, keys: Iterable[str] = ()) -> None:
+def require_recorded(folder: Path, plan: Plan) -> None:
+    """
+    Raises:
+        KitError: what was recorded in the folder was played under other settings; the first that differs is named.
+    """
+    _require_same(folder, plan.config(), remedy="replay it with the options of its recording")
+
+
+def _require_same(out: Path, now: dict, keys: Iterable[str] = (), remedy: str = "give another --out") -> None:
     try:
         before = json.loads((out / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise KitError(f"{out} has transcripts and no config.json that tells of what; give another --out") from error
+        raise KitError(f"{out} has transcripts and no config.json that tells of what; {remedy}") from error
     if before.get("tasks_sha256") != now["tasks_sha256"]:
-        raise KitError(f"{out} was begun with other tasks: another file, --limit, or the file was changed; give another --out")
+        raise KitError(f"{out} was begun with other tasks: another file, --limit, or the file was changed; {remedy}")
     for key in keys or before | now:
-        if before.get(key) != now.get(key):
-            raise KitError(f"{out} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; give another --out")
+        if key != MAY_CHANGE and before.get(key) != now.get(key):
+            raise KitError(f"{out} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; {remedy}")
 
 
 def require_stored(out: Path, plan: Plan) -> dict:
@@ -144,7 +154,7 @@ def transcripts(out: Path, of: Callable[[Trajectory], Trajectory] = lambda t: t)
     Raises:
         KitError: a line before the last is no trajectory; it is named.
     """
-    path, found = out / TRANSCRIPTS, {}
+    path, found = Path(out) / TRANSCRIPTS, {}
     try:
         for trajectory in stream_trajectories(path) if path.is_file() else []:
             before = found.get(trajectory.episode)

@@ -31,6 +31,7 @@ FORMATS = {"equivalence": ("equivalence", "Reply with one word: Correct or Incor
            "hle": ("hle", "Reply with one line: `correct: yes` or `correct: no`."),
            "xbench": ("xbench", "只写一行：`结论：正确` 或 `结论：错误`。")}
 RETRIES = 4  # of a request; a reply that cannot be read is asked for again beside that
+NOT_ASKED = "not asked"
 OPENAI = "https://api.openai.com/v1"
 
 
@@ -100,15 +101,14 @@ class Judge:
         todo = {key: asked for key, asked in zip(keys, questions, strict=True) if self._is_open(key)}
         if todo and not self.offline:
             in_a_thread(self._ask_all(todo, on_verdict))
-        return [self.known.get(key) or {"key": key, "verdict": None, "replies": [], "fault": "not asked"} for key in keys]
+        return [self.known.get(key) or {"key": key, "verdict": None, "replies": [], "fault": NOT_ASKED} for key in keys]
 
     def account(self) -> dict:
-        """Who judged, and what the questions took, faults and all that was asked again included."""
+        """What the questions took, faults and all that was asked again included."""
         rows = [self.known[key] for key in sorted(self.asked & self.known.keys())]
         tokens = {way: sum(row.get(way, 0) for row in rows) for way in ("tokens_read", "tokens_written")}
         given = sum(row["verdict"] is not None for row in rows)
-        return {**self.settings.identity(), "questions": len(rows), "verdicts": given, **tokens,
-                "dollars": cost(self.settings.model, rows)}
+        return {"questions": len(rows), "verdicts": given, **tokens, "dollars": cost(self.settings.model, rows)}
 
     def _is_open(self, key: str) -> bool:
         return key not in self.known or self.known[key]["verdict"] is None
@@ -121,7 +121,8 @@ class Judge:
                 said = await self._ask(servers, asked)
             before = self.known.get(key, {})
             spent = {way: said[way] + before.get(way, 0) for way in ("tokens_read", "tokens_written")}
-            row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, **said, **spent}
+            row = {"key": key, "judge": self.settings.model, "prompt": self.settings.prompt, "question": asked[0],
+                   "answer": asked[2], **said, **spent}
             append_jsonl(self.store, row)
             self.known[key] = row
             if on_verdict:

@@ -20,6 +20,8 @@ from ..files import append_jsonl, read_jsonl
 from ..world.faults import ToolFault
 from ..world.tools import ToolSet
 
+TRAFFIC = "traffic.jsonl"
+
 
 def _hash(*asked) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
@@ -165,7 +167,8 @@ class ReplayedEngine(Closing):
         row = self.traffic.next(turn.key, _of_turn(turn), "engine")
         if "fault" in row:
             return EngineFault(row["fault"], row["kind"])
-        return Sample(row["ids"], row["logprobs"], row["stopped"], row["exact"])
+        billed = tuple(row["billed"]) if row["billed"] else None
+        return Sample(row["ids"], row["logprobs"], row["stopped"], row["exact"], billed)
 
     def release(self, key: str) -> None:
         self.waiting.pop(key, None)

@@ -11,21 +11,39 @@ from .harness import Outcome, Plan, faults, transcripts
 from .summary import by_task, per_run, summarise
 
 
-def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, show_text: bool = False) -> None:
-    """`scorer` names what the verdicts come from. `show_text` writes transcripts.html of tasks that are not public as well."""
+def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, judging: dict | None = None,
+                  show_text: bool = False) -> None:
+    """`scorer` names what the verdicts come from, `judging` what a judge used.
+
+    `show_text` writes transcripts.html of tasks that are not public as well.
+    """
+    title, about = f"{plan.suite.name}, {plan.runs} runs", described(plan, scorer)
     counts = Counter(row["outcome"] for row in rows)
     write_json(out / "metrics.json", {
-        "suite": plan.suite.name, "tasks": len(plan.suite.tasks), "runs": plan.runs, "scorer": scorer,
+        "suite": plan.suite.name, "tasks": len(plan.suite.tasks), "runs": plan.runs, "about": about, "scorer": scorer,
         "outcomes": {outcome.value: counts[outcome.value] for outcome in Outcome}, "faults": faults(rows),
         "rates": {name: estimate.fields() for name, estimate in summarise(rows).items()}, "accuracy_by_run": per_run(rows),
-        "used": used(rows, plan.settings)})
-    write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(rows, priced_model(plan.settings))).to_csv())
+        "used": {**used(rows, plan.settings), "judge": judging}})
+    write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(rows, priced_model(rows, plan.settings))).to_csv())
     if plan.suite.public or show_text:
         shown = {(row["task_id"], row["run"]) for row in first_runs(rows)}
         there = {(t.task_id, t.run): t for t in transcripts(
             out, lambda t: t if (t.task_id, t.run) in shown else t.without_texts()).values()}
         golds = {task.task_id: task.answer for task in plan.suite.tasks}
-        build_transcripts(out / "transcripts.html", f"{plan.suite.name}, {plan.runs} runs", rows, there, golds)
+        build_transcripts(out / "transcripts.html", title, about, rows, there, golds)
+
+
+def described(plan: Plan, scorer: dict) -> str:
+    """A line that tells one evaluation of the same tasks from another."""
+    told = {key: plan.settings[key] for key in ("temperature", "tools") if key in plan.settings}
+    judge = {key: scorer[key] for key in ("judge", "prompt", "rule", "tolerance") if scorer.get(key)}
+    return ", ".join([_name(plan.settings), *(f"{key} {value}" for key, value in told.items())]) + "; scored by " + ", ".join(
+        f"{key} {value}" for key, value in judge.items())
+
+
+def _name(settings: dict) -> str:
+    model = settings.get("model", "")
+    return model["name"] if isinstance(model, dict) else model
 
 
 def used(rows: list[dict], settings: dict) -> dict:
@@ -37,10 +55,16 @@ def used(rows: list[dict], settings: dict) -> dict:
     for row in rows:
         calls.update(row.get("tool_calls", {}))
     return {**{what: sum(row.get(what, 0) for row in rows) for what in COUNTED},
-            "counted_in": settings.get("counted_in", "tokens"), "tool_calls": dict(sorted(calls.items())),
-            "dollars": cost(priced_model(settings), rows)}
+            "counted_in": counted_in(rows, settings), "tool_calls": dict(sorted(calls.items())),
+            "dollars": cost(priced_model(rows, settings), rows)}
 
 
-def priced_model(settings: dict) -> str:
+def counted_in(rows: list[dict], settings: dict) -> str:
+    """What the counts are of: the server's own tokens where it told them of every turn, else the kit's tokens or bytes."""
+    of_server = {row["counted_by"] for row in rows if row.get("turns")} == {"server"}
+    return "tokens of the server" if of_server else settings.get("counted_in", "tokens")
+
+
+def priced_model(rows: list[dict], settings: dict) -> str:
     """The name that a price is looked up by; none where bytes were counted, since a price is for tokens."""
-    return settings["model"]["name"] if settings.get("counted_in") == "tokens" and isinstance(settings.get("model"), dict) else ""
+    return "" if counted_in(rows, settings) == "bytes" else _name(settings)

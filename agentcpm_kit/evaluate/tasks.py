@@ -85,6 +85,8 @@ def load_suite(source: str) -> Suite:
     family, _, split = source.partition("-")
     split = split or "test"
     if family not in (*FAMILIES, PLAIN) or split not in SPLITS:
+        if Path(source).is_file():
+            raise KitError(f"{source}: a file of tasks has a name that ends in .jsonl, a JSON object per line")
         known = [*FAMILIES, PLAIN, *BENCHMARKS, *(f"{name}-{each}" for name in (*FAMILIES, PLAIN) for each in SPLITS)]
         raise unknown("tasks (no family, benchmark or .jsonl file)", source, known)
     if family == PLAIN:

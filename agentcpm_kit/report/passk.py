@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=repo_root() / REFERENCE)
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args()
+    if not options.rows.is_file():
+        raise KitError(f"there is no file {options.rows}")
     models = by_model(read_jsonl(options.rows))
     for name, points in curves(models).items():
         told = (f"pass@{p['x']} {p['value']:.3f} [{p['ci_low']:.3f}, {p['ci_high']:.3f}]" for p in points)

@@ -44,7 +44,7 @@ def first_runs(rows: Sequence[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row["run"])[:MOST_RUNS]
 
 
-def build_transcripts(path: Path, title: str, rows: Sequence[dict], transcripts: dict[tuple[str, int], Trajectory],
+def build_transcripts(path: Path, title: str, about: str, rows: Sequence[dict], transcripts: dict[tuple[str, int], Trajectory],
                       golds: Mapping[str, str]) -> None:
     """Write the page: a block for a row, with its transcript (by task and run) where there is one, and the reference answer."""
     from jinja2 import Environment, StrictUndefined
@@ -57,5 +57,5 @@ def build_transcripts(path: Path, title: str, rows: Sequence[dict], transcripts:
     runs = [(row, transcripts.get((row["task_id"], row["run"])), golds[row["task_id"]]) for row in full]
     hashed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     page = environment.from_string(TEMPLATE.read_text())
-    write_atomic(path, page.render(title=title, runs=runs, total=len(rows), choices=choices, call_text=call_text, script=SCRIPT,
-                                   script_sha256=hashed))
+    write_atomic(path, page.render(title=title, about=about, runs=runs, total=len(rows), choices=choices, call_text=call_text,
+                                   script=SCRIPT, script_sha256=hashed))

@@ -45,13 +45,15 @@ class Sample:
     """A generated turn. `logprobs` are those of the sampling distribution (greedy: of the model's), one for each id.
 
     `stopped`: it ended by itself (``<|im_end|>`` is then the last id), not by its token limit. `exact`: the ids are those
-    that were sampled; otherwise they were made from text, and RL must not train on them.
+    that were sampled; otherwise they were made from text, and RL must not train on them. `billed`: tokens read and written, as
+    a server counts them.
     """
 
     ids: list[int]
     logprobs: list[float]
     stopped: bool
     exact: bool = True
+    billed: tuple[int, int] | None = None
 
     def text(self, tokenizer) -> str:
         """What was written, without the end token."""

@@ -143,7 +143,9 @@ class OpenAIEngine(Closing):
         if choice["finish_reason"] not in FINISHED:
             raise EngineFault(f"the turn ended with finish_reason {choice['finish_reason']!r}", "bad_reply")
         stopped, renderer = FINISHED[choice["finish_reason"]], self._renderer(list(turn.schemas))
-        spent = (reply.get("usage") or {}).get("completion_tokens", turn.max_new_tokens)
+        usage = reply.get("usage") or {}
+        read, spent = usage.get("prompt_tokens"), usage.get("completion_tokens", turn.max_new_tokens)
+        billed = (read, spent) if isinstance(read, int) and isinstance(spent, int) else None
         if not stopped and spent < turn.max_new_tokens:  # vLLM shortens such a turn without a word
             raise EngineFault(f"the server ended the turn after {spent} of {turn.max_new_tokens} tokens: its context is "
                               "full, or its own limit lower", "bad_reply")
@@ -153,10 +155,10 @@ class OpenAIEngine(Closing):
             ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
             # Ids that end otherwise (Qwen3 also stops at <|endoftext|>) are no turn as the loop and RL know it.
             if ids and logprobs and len(ids) == len(logprobs) and stopped == (ids[-1] == self.end):
-                return Sample(list(ids), list(logprobs), stopped)
+                return Sample(list(ids), list(logprobs), stopped, billed=billed)
             text = choice["text"].removesuffix("<|im_end|>")
         ids = renderer.encode(text) + [self.end] * stopped
-        return Sample(ids, [0.0] * len(ids), stopped, exact=False)
+        return Sample(ids, [0.0] * len(ids), stopped, exact=False, billed=billed)
 
     def _renderer(self, schemas: list[dict]) -> Renderer:
         """The last one where the tools are the same: it remembers what the template adds."""
