@@ -106,6 +106,12 @@ def test_a_fault_is_played_again_then_unscored_and_a_miss(tokenizer, tmp_path):
     assert faults(healed) == {} and summarise(healed)["pass@1"].value == pytest.approx(2 / 3)
 
 
+def test_what_was_refused_is_asked_again_by_the_next_command_alone(tokenizer, tmp_path):
+    engine = Script(tokenizer, lambda turn: EngineFault("wrong key", "refused", again=False))
+    assert faults(rows_of(tmp_path, engine)) == {"refused": 15} and len(engine.asked) == 15
+    assert faults(rows_of(tmp_path, Script(tokenizer, gold))) == {}
+
+
 def test_what_was_never_played_is_a_miss_with_a_row_of_its_own(tokenizer, tmp_path):
     rows_of(tmp_path, Script(tokenizer, gold), plan(1))
     rows = score(tmp_path, plan(2), rule())

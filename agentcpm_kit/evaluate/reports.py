@@ -49,7 +49,7 @@ def _name(settings: dict) -> str:
 def used(rows: list[dict], settings: dict) -> dict:
     """Tokens, turns and tool calls of all runs, and what they cost: None where nobody knows the model's price.
 
-    Not in it: turns that were asked for again after a fault, episodes that a kill cut off, and the judge: see `scorer`.
+    Not in it: turns that were asked for again after a fault, episodes that a kill cut off, and the judge, who stands beside it.
     """
     calls = Counter()
     for row in rows:
