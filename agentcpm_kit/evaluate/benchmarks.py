@@ -79,13 +79,13 @@ def decrypt(scheme: str, ciphertext: str, canary: str) -> str:
     """
     if scheme not in KEYS:
         raise unknown("scheme", scheme, KEYS)
+    if not canary:
+        raise ValueError("an empty canary is no key")
     try:
         data = base64.b64decode("".join(ciphertext.split()), validate=True)
     except binascii.Error as error:
         raise ValueError(f"the ciphertext is not base64 ({error})") from error
-    if not (key := KEYS[scheme](canary.encode())):
-        raise ValueError("an empty canary is no key")
     try:
-        return bytes(byte ^ of_key for byte, of_key in zip(data, cycle(key), strict=False)).decode()
+        return bytes(byte ^ of_key for byte, of_key in zip(data, cycle(KEYS[scheme](canary.encode())), strict=False)).decode()
     except UnicodeDecodeError as error:
         raise ValueError("the canary does not fit this ciphertext: what comes out is not text") from error

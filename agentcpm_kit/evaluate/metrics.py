@@ -87,7 +87,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Raises:
         ValueError: an argument is negative or not an integer, or c > n.
     """
-    _check_counts(n, c, k)
+    n, c, k = _counts(n, c, k)
     if n < k:
         return math.nan
     if n - c < k:
@@ -103,15 +103,17 @@ def pass_hat_k(n: int, c: int, k: int) -> float:
     Raises:
         ValueError: as `pass_at_k`.
     """
-    _check_counts(n, c, k)
+    n, c, k = _counts(n, c, k)
     if n < k:
         return math.nan
     return float(np.prod(np.arange(c - k + 1, c + 1) / np.arange(n - k + 1, n + 1))) if c >= k else 0.0
 
 
-def _check_counts(n: int, c: int, k: int) -> None:
+def _counts(n: int, c: int, k: int) -> tuple[int, int, int]:
+    """As Python's integers: numpy's small ones overflow."""
     if not all(isinstance(v, Integral) for v in (n, c, k)) or min(n, c, k) < 0 or c > n:
         raise ValueError(f"n runs, c of them correct, draw k: needs integers 0 <= c <= n and k >= 0, not n={n}, c={c}, k={k}")
+    return int(n), int(c), int(k)
 
 
 def majority(answers: Sequence[str | None], correct: Sequence[bool | None]) -> float:

@@ -13,29 +13,50 @@ from collections.abc import Iterable
 from ..errors import unknown
 
 TAGS = re.compile(r"</?\w+>|\\(?:boxed|text|textbf)\b|^```\w*$", re.M)
-DRESS = re.compile(r"[*_`#>~\"“”«»「」『』\[\](){}【】\\$]")
+DRESS = re.compile(r"[*_`#>~\"“”«»「」『』\[\](){}【】\\$\u200b\ufeff]")
+QUOTES = re.compile(r"(?<!\w)'|'(?!\w)")  # but not the apostrophe of "isn't"
+ASIDE = re.compile(r"(?<=\w)[\s*_`]*[(（](?=\w)")  # "Incorrect (the year differs)" is read as "Incorrect, the year differs"
 # A sentence ends with a stop; a line that has none ends one only where a blank line, or nothing, follows.
 SENTENCE = re.compile(r"(?:[^.!?。！？\n]|\n(?!\s*\n))+[.!?。！？]?")
 # A sentence gives a verdict if, beside the word itself, it has none but these: whatever else is said may turn its meaning.
 NEUTRAL = set(re.findall(r"\S+", """
     the this that a an it its is are was so therefore thus hence overall finally final model model's student's given predicted
     submitted proposed extracted response answer prediction solution verdict judgement judgment grade result evaluation conclusion
-    output label rating assessment decision exactly clearly entirely completely fully indeed"""))
+    output label rating assessment decision exactly clearly entirely completely fully indeed i my would say"""))
 NEGATIONS = {"not", "isn't", "wasn't", "aren't", "never"}
+# A line of its own though it has no stop; without the label it could be the end of a sentence that was wrapped.
+LABELLED = re.compile(r"^\W*(?:(?:final|my|the)\s+)*(?:judge?ment|verdict|grade|result|conclusion|evaluation|decision|rating)"
+                      r"\s*[:=]\s*(?:not\s+)?(?:in)?correct\W*$", re.M)
+HEAD = re.compile(r"\W*((?:in)?correct)\s*:\s+(?!yes\b|no\b|true\b|false\b)(\S+\s.+)", re.S)  # "Correct: both name Paris."
+SAME = re.compile(r"\b(?:match\w*|same|equivalent|equals?|agree\w*|identical|both)\b")
+OTHER = re.compile(r"n't\b|\b(?:not|no|differ\w*|wrong|instead|should|expected|but|while|whereas|another)\b")
+ANSWER = re.compile(r"\b((?:is|was|isn't|wasn't)(?: not)? an? (?:in)?correct) (?:answer|response|prediction|solution)\W*$")
 OPENING = re.compile(r"[,;]|\s[-–—]\s|\s(?:because|since|as)\s")  # of "Correct, since both name Paris."
 # In the sentence of a "correct" these may turn it; elsewhere in the reply only what denies it outright.
 DOUBT = re.compile(r"\b(?:no|not|never|wrong|false|incorrect|but|however|except|although|though|unless|if|only|wait|actually|"
-                   r"would|partly|partially|mostly|almost|hardly|barely|perhaps|maybe|doubt\w*|lack\w*|miss\w*|differ\w*|ignor\w*)\b|n't\b|"
+                   r"would|partly|partially|mostly|almost|hardly|barely|perhaps|maybe|doubt\w*|lack\w*|miss\w*|differ\w*|ignor\w*|cannot)\b|n't\b|"
                    r"[错误不未否]")
 DENIAL = re.compile(r"\b(?:incorrect|wrong|however|but|wait|actually|almost|hardly|doubt|differs?|lacks|contradicts)\b|"
                     r"不正确|错误|不一致|"
                     r"\b(?:not|n't)\s+(?:\w+\s+)?(?:correct|match|agree|equal|the\s+same)|n't\s+(?:match|agree|equal)")
 AFFIRMATION = re.compile(r"(?<!not )(?<!n't )\b(?:correct|right|yes|same|matches)\b|(?<!不)(?:正确|一致)")
-LABEL = r"(?:(?:the\s+)?(?:final\s+)?(?:answer|verdict|grade|choice|option|答案|选项|判断|结论)\s*(?::|=|is|是|为)?\s*)?"
-LETTER = re.compile(rf"{LABEL}([AB])(?:\s*$|\s*[:.,)=-]\s*(.*)$|\s+((?:in)?correct)\W*$)", re.I | re.S)
+LABEL = (r"(?:(?:(?:so|thus|hence|therefore|overall),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|verdict|grade|choice|option|"
+         r"judge?ment|rating|result|decision|答案|选项|判断|结论)\s*(?::|=|is|是|为)?\s*)?")
+# After the letter: nothing, a stop with a space behind it ("A.I." is none), a dash between spaces, or the word.
+LETTER = re.compile(rf"{LABEL}([AB])(?=[\s.:,)!。]*$|\s*[:=]|[.,)]\s|\s+[-–—]+\s|\s+(?:in)?correct\W*$|\s+because\s)"
+                    r"[\s:.,)=–—-]*(.*)$", re.I | re.S)
+REVERSED = re.compile(r"((?:in)?correct)\s*[:,-]?\s*([AB])\W*", re.I)
+RETRACTED = re.compile(r"\b(?:sorry|i meant|wait|actually|correction)\b", re.I)
+UNSURE = re.compile(r"\b(?:cannot|can't|unable|unclear|impossible)\b")
 YES_NO = re.compile(r"^\W*correct\s*[:=]\s*(.*)$", re.I | re.M)
+WORD = re.compile(r"(yes|no)(?:\W*$|\s*[.,;:!。–—-]+\s+(.*)$|,\s*(.*)$|\s+(because\s.*)$)", re.I | re.S)
+TURNED_NO = re.compile(r"\b(?:yes|wait|actually|matches)\b|(?<!not )\bcorrect\b(?!\s+(?:answer|value|one|result))", re.I)
 YES_NO_INSIDE = re.compile(r"(?<!not )\bcorrect\s*[:=]\s*'?(yes|no)\b'?\s*(?=$|\n|[.;,]?\s*confidence)", re.I)
-CONCLUSION = re.compile(r"^[\W\d]*结论(.*)$", re.M)
+CONCLUSION = re.compile(r"^[\W\d]*(?:最终|最后)?结论[ \t]*[:=]?[ \t]*(?:\n\s*)?(.*)$", re.M)  # here or on the next line
+CONCLUSION_INSIDE = re.compile(r"(?<=[\s,。;、.])(?:最终|最后)?结论\s*[:=](.*)$", re.M)
+SAID = re.compile(r"[\s:=是为]*(?:该|此)?(?:答案|回答)?(?:完全|是|为)?"
+                  r"(并?不正确|并非正确|错误|正确)的?(?:$|[\s,。.;:!、-]+(.*)$)")
+TURNED_RIGHT, TURNED_WRONG = re.compile(r"[错误不未否非没但]"), re.compile(r"正确(?!的?(?:答案|结果|值|选项))")
 
 
 def read_verdict(family: str, reply: str) -> bool | None:
@@ -57,12 +78,13 @@ def read_verdict(family: str, reply: str) -> bool | None:
         raise unknown("family of verdicts", family, READERS)
     if not isinstance(reply, str) or "<think>" in (said := reply.rpartition("</think>")[2]):  # it was cut while it thought
         return None
-    return READERS[family](said)
+    return READERS[family](said.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _bare(text: str) -> str:
     """Without what only dresses a text; full-width marks and typographic apostrophes become plain ones."""
-    return DRESS.sub("", TAGS.sub(" ", unicodedata.normalize("NFKC", text)).replace("’", "'")).strip()
+    text = TAGS.sub(" ", unicodedata.normalize("NFKC", text)).replace("’", "'").replace("‘", "'")
+    return QUOTES.sub("", DRESS.sub("", text)).strip()
 
 
 def _agreed(verdicts: Iterable[bool | None]) -> bool | None:
@@ -77,17 +99,32 @@ def _agreed_all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _equivalence(reply: str) -> bool | None:
-    first, _, rest = _bare(reply).lower().partition("\n")  # a first line that is a verdict needs no stop
-    sentences = SENTENCE.findall(first) + SENTENCE.findall(rest) if _statement(first) is not None else SENTENCE.findall(
-        f"{first}\n{rest}")
+    first, _, rest = _bare(ASIDE.sub(", ", reply)).lower().partition("\n")  # a first line that is a verdict needs no stop
+    sentences = [first, *_sentences(rest)] if _statement(first) is not None else _sentences(f"{first}\n{rest}")
     found = {s: _sentence(s) for s in sentences if not s.rstrip().endswith("?")}
     verdict = _agreed(found.values())
-    others = " ".join(sentence for sentence, said in found.items() if said is None)
-    return None if verdict and DENIAL.search(others) else verdict
+    others = [sentence.strip(" \n.!,") for sentence, said in found.items() if said is None]
+    turned = {"no", "not", "nope"} if verdict else {"yes"}
+    return None if verdict and DENIAL.search(" ".join(others)) or turned & set(others) else verdict
+
+
+def _sentences(text: str) -> list[str]:
+    found, position = [], 0
+    for line in LABELLED.finditer(text):
+        found += [*SENTENCE.findall(text[position: line.start()]), line[0]]
+        position = line.end()
+    return found + SENTENCE.findall(text[position:])
 
 
 def _sentence(sentence: str) -> bool | None:
     """The verdict of a sentence, or of its opening; "correct" only where nothing in the sentence can turn it."""
+    if opening := re.match(r"\s*(yes|no),\s+(.*)", sentence, re.S):  # "No, the answer is not correct."
+        verdict = _sentence(opening[2])
+        return verdict if verdict == (opening[1] == "yes") else None
+    if head := HEAD.match(sentence):
+        right = head[1] == "correct"
+        agrees = SAME.search(head[2]) and not DOUBT.search(head[2]) if right else OTHER.search(head[2])
+        return right if agrees else None
     verdict = _statement(sentence)
     if verdict is None:
         verdict, rest = _statement(OPENING.split(sentence)[0]), "".join(OPENING.split(sentence, maxsplit=1)[1:])
@@ -97,7 +134,7 @@ def _sentence(sentence: str) -> bool | None:
 
 def _statement(clause: str) -> bool | None:
     """What "the answer is not correct" and the like say."""
-    *words, last = re.findall(r"[\w']+", clause) or [""]
+    *words, last = re.findall(r"[\w']+", ANSWER.sub(r"\1", clause)) or [""]
     denials = sum(word in NEGATIONS for word in words)
     open_label = clause.rstrip().endswith((":", "="))  # "Correct:", and then nothing
     if open_label or last not in ("correct", "incorrect") or set(words) - NEUTRAL - NEGATIONS or denials > 1:
@@ -109,19 +146,23 @@ def _statement(clause: str) -> bool | None:
 
 def _letter(reply: str) -> bool | None:
     """The letter that paragraphs begin with, if it is one; what follows must not contradict it."""
-    paragraphs = re.split(r"\n\s*\n|(?<=[.!?。！？:])\s*\n", _bare(reply))
-    found = [_letter_of(paragraph.strip()) for paragraph in paragraphs if LETTER.match(paragraph.strip().partition("\n")[0])]
-    return _agreed_all(found) if found else None
+    paragraphs = re.split(r"\n\s*\n|(?<=[.!?。！？:])\s*\n", _bare(ASIDE.sub(", ", reply)))
+    given = {p: _letter_of(p) for p in map(str.strip, paragraphs) if LETTER.match(p.partition("\n")[0]) or REVERSED.fullmatch(p)}
+    others = "\n".join(p for p in paragraphs if p.strip() not in given)
+    return _agreed_all(given.values()) if given and not RETRACTED.search(others) else None
 
 
 def _letter_of(paragraph: str) -> bool | None:
+    if word := REVERSED.fullmatch(paragraph):  # "INCORRECT: B"
+        verdict = word[2].upper() == "A"
+        return verdict if verdict == (word[1].lower() == "correct") else None
     line, _, rest = paragraph.partition("\n")
-    letter, tail, word = LETTER.match(line).groups()
-    said, verdict = f"{tail or ''} {word or ''} {rest}".lower(), letter.upper() == "A"
+    letter, tail = LETTER.match(line).groups()
+    said, verdict = f"{tail} {rest}".lower(), letter.upper() == "A"
     named = _statement(said.strip(" .!"))
     if named is not None:
         return verdict if named == verdict else None
-    if re.search(r"\b[ab]\b", re.sub(r"\ba (?=\w)", "", said)):  # another letter, and no article
+    if UNSURE.search(said) or re.search(r"\b[ab]\b", re.sub(r"\ba (?=\w)", "", said)):  # another letter, and no article
         return None
     turned = DOUBT if verdict else AFFIRMATION
     return None if turned.search(said) else verdict
@@ -135,19 +176,33 @@ def _yes_no(reply: str) -> bool | None:
         except (ValueError, RecursionError):
             return None
         return said if isinstance(said, bool) else _word(str(said))
-    lines = YES_NO.findall(_bare(reply))
-    if lines:
+    text = _bare(ASIDE.sub(", ", reply))
+    if lines := YES_NO.findall(text):
         return _agreed_all(map(_word, lines))
-    return _agreed(_word(said) for said in YES_NO_INSIDE.findall(_bare(reply)))
+    return _agreed(_word(said) for said in YES_NO_INSIDE.findall(text))
 
 
 def _word(said: str) -> bool | None:
-    return {"yes": True, "no": False}.get(said.strip(" .,;!'").lower())
+    """"yes" or "no", and after a stop an explanation that does not turn it."""
+    found = WORD.match(re.sub(r"[\s.,;]*\bconfidence\b.*", "", said.strip(" '"), flags=re.I | re.S))
+    if not found:
+        return None
+    right, tail = found[1].lower() == "yes", found[2] or found[3] or found[4] or ""
+    return None if (DOUBT.search(tail.lower()) if right else TURNED_NO.search(tail)) else right
 
 
 def _conclusion(reply: str) -> bool | None:
-    said = [re.sub(r"^[\s:是为]+|[\s。.!]+$", "", line) for line in CONCLUSION.findall(_bare(reply))]
-    return _agreed_all({"正确": True, "错误": False, "不正确": False}.get(word) for word in said) if said else None
+    """What stands behind 结论, at the beginning of a line or, where no line has it there, inside one."""
+    text = _bare(ASIDE.sub(", ", reply))
+    return _agreed_all(map(_said, CONCLUSION.findall(text) or CONCLUSION_INSIDE.findall(text)))
+
+
+def _said(text: str) -> bool | None:
+    found = SAID.match(text)
+    if not found:
+        return None
+    right, tail = found[1] == "正确", found[2] or ""
+    return None if (TURNED_RIGHT if right else TURNED_WRONG).search(tail) else right
 
 
 READERS = {"equivalence": _equivalence, "browsecomp_ab": _letter, "hle": _yes_no, "xbench": _conclusion}
