@@ -42,7 +42,7 @@ reproduce: $(STAMP)  ## run the main job: all notebooks, micro profile (less tha
 test: $(STAMP)  ## run the tests, every notebook included (18 minutes)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, long horizon, SFT and RL: an hour and twenty minutes
+bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, evaluation, long horizon, SFT and RL: an hour and a half
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py
