@@ -7,11 +7,11 @@ All of an evaluation is in the time: imports, the tools' searches, transcripts, 
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from mock_server import running
 
 from agentcpm_kit.environment import describe
 from agentcpm_kit.evaluate.command import evaluate
@@ -34,18 +34,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    server = subprocess.Popen([sys.executable, Path(__file__).with_name("mock_server.py"), "--port", str(options.port)])
-    try:
-        time.sleep(2)
-        with tempfile.TemporaryDirectory() as folder:
-            tasks = Path(folder) / "mock.jsonl"
-            tasks_with_gold(tasks, options.tasks)
-            began, cpu = time.perf_counter(), time.process_time()
-            rows = evaluate(Options(str(tasks), Path(folder) / "out", "openai", "mock", f"http://127.0.0.1:{options.port}/v1",
-                                    runs=options.runs, concurrency=options.concurrency))
-            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    finally:
-        server.terminate()
+    with running(options.port), tempfile.TemporaryDirectory() as folder:
+        tasks = Path(folder) / "mock.jsonl"
+        tasks_with_gold(tasks, options.tasks)
+        began, cpu = time.perf_counter(), time.process_time()
+        rows = evaluate(Options(str(tasks), Path(folder) / "out", "openai", "mock", f"http://127.0.0.1:{options.port}/v1",
+                                runs=options.runs, concurrency=options.concurrency))
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     requests = sum(row["turns"] for row in rows)
     found = {"requests": requests, "concurrency": options.concurrency, "seconds": round(wall, 2),
              "requests_per_s": round(requests / wall, 1), "harness_cpu_ms_per_request": round(1000 * cpu / requests, 3),

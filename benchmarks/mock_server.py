@@ -10,7 +10,13 @@ import argparse
 import asyncio
 import hashlib
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 FAULTS = ("429", "500", "hang", "cut", "bad_json", "slow")
 
@@ -94,6 +100,21 @@ def finished(message: dict, reason: str) -> dict:
     return {"id": "mock", "object": "chat.completion", "created": 0, "model": "mock",
             "choices": [{"index": 0, "message": message, "finish_reason": reason}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}}
+
+
+@contextmanager
+def running(port: int | str, *options: str) -> Iterator[None]:
+    """The server in a process of its own, from its first answer on. It is killed: it would wait for requests that hang."""
+    server = subprocess.Popen([sys.executable, __file__, "--port", str(port), *options])
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
+                break
+            time.sleep(0.1)
+        yield
+    finally:
+        server.kill()
+        server.wait()
 
 
 def main() -> None:

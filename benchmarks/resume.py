@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from harness import tasks_with_gold
+from mock_server import running
 
 from agentcpm_kit.agent.trajectory import read_trajectories
 from agentcpm_kit.environment import describe
@@ -78,22 +79,17 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8125)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    server = subprocess.Popen([sys.executable, Path(__file__).with_name("mock_server.py"), "--port", str(options.port),
-                               "--faults", FAULTS, "--lasting", str(options.lasting)])
-    try:
-        time.sleep(2)
-        with tempfile.TemporaryDirectory() as name:
-            folder, began = Path(name), time.perf_counter()
-            tasks_with_gold(folder / "mock.jsonl", options.tasks)
-            if evaluation(folder, options.port, "whole", options.runs).wait():
-                raise SystemExit("the evaluation did not come to its end")
-            seconds, expected = time.perf_counter() - began, lasting(options.port)
-            draw = random.Random(options.seed)
-            moments = [round(draw.uniform(3, max(4, seconds / 4)), 1) for _ in range(options.kills)]
-            stored = killed(folder, options.port, options.runs, moments)
-            found = compared(folder, expected)
-    finally:
-        server.kill()  # it would wait for the requests that hang
+    misbehaving = running(options.port, "--faults", FAULTS, "--lasting", str(options.lasting))
+    with misbehaving, tempfile.TemporaryDirectory() as name:
+        folder, began = Path(name), time.perf_counter()
+        tasks_with_gold(folder / "mock.jsonl", options.tasks)
+        if evaluation(folder, options.port, "whole", options.runs).wait():
+            raise SystemExit("the evaluation did not come to its end")
+        seconds, expected = time.perf_counter() - began, lasting(options.port)
+        draw = random.Random(options.seed)
+        moments = [round(draw.uniform(3, max(4, seconds / 4)), 1) for _ in range(options.kills)]
+        stored = killed(folder, options.port, options.runs, moments)
+        found = compared(folder, expected)
     found |= {"seconds": round(seconds, 1), "killed_after_s": moments, "transcripts_at_kills": stored, "server": FAULTS,
               "lasting": options.lasting, "env": describe(0)}
     print(json.dumps({k: v for k, v in found.items() if k != "env"}, indent=1))

@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
-from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory
+from agentcpm_kit.agent.trajectory import Context, EndReason, Step, Trajectory, write_trajectories
 from agentcpm_kit.environment import commit
+from agentcpm_kit.files import jsonl
 from agentcpm_kit.profile import load_profile, repo_root
+
+from .test_openai_engine import refused
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +207,38 @@ def test_rl_step_splits_the_time_of_a_step(monkeypatch, tmp_path):
         assert parts["steps"] == 2 and 0 < parts["rollout_model_s"] < parts["rollout_s"]
         assert 0 < parts["train_s"] + parts["optimiser_s"] < parts["step_s"]
     assert result["speed_up"] > 0 and 0 < result["synchronous"]["model_share"] <= 1
+
+
+def test_harness_counts_its_requests(tmp_path):
+    """In a process of its own: it starts a server and threads."""
+    out = tmp_path / "harness.json"
+    command = [sys.executable, repo_root() / "benchmarks/harness.py", "--tasks", 3, "--runs", 2, "--out", out]
+    subprocess.run([*map(str, command), "--port", free_port()], check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["requests"] == 12 and found["requests_per_s"] > 0 and 0 <= found["correct"] <= 6
+
+
+def free_port():
+    return refused().split(":")[2].split("/")[0]
+
+
+@pytest.mark.parametrize("broken", [None, "lost", "doubled", "class", "bytes"])
+def test_resume_notices_what_differs(tmp_path, broken):
+    import resume
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    rows = [{"outcome": "correct"}, {"outcome": "unscored", "fault": "timeout" if broken != "class" else "tool"}]
+    scored = {"lost": [], "doubled": ["0/0/0/a"] * 2}.get(broken, ["0/0/0/a"])
+    for folder in (whole, killed):
+        folder.mkdir()
+        for name in resume.REPORTS:
+            (folder / name).write_text("same")
+        (folder / "rows.jsonl").write_text(jsonl(rows))
+        fault = Trajectory(episode="0/1/0/a", task_id="a", question="q", end_reason=EndReason.ENGINE_FAULT)
+        write_trajectories(folder / "transcripts.jsonl", [
+            *(Trajectory(episode=name, task_id="a", question="q", end_reason=EndReason.ANSWERED) for name in scored), fault])
+    if broken == "bytes":
+        (killed / "tasks.csv").write_text("other")
+    found = resume.compared(tmp_path, {"timeout": 1})
+    fine = [found["faults_in_their_class"], found["nothing_lost_or_doubled"], all(found["same_bytes"].values())]
+    assert fine == [broken != "class", broken not in ("lost", "doubled"), broken != "bytes"]

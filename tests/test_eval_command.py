@@ -20,7 +20,6 @@ from agentcpm_kit.profile import repo_root
 from .test_judge import says
 from .test_openai_engine import AT_ONCE, refused, serve  # noqa: F401
 
-MOCK = repo_root() / "benchmarks/mock_server.py"
 OFFLINE = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 EVAL = [sys.executable, "-m", "agentcpm_kit.cli", "eval"]
 REPORTS = ("rows.jsonl", "metrics.json", "tasks.csv", "transcripts.html")
@@ -31,10 +30,12 @@ def mock():
     """URL of a server that refuses, breaks off, sends nonsense or stalls for a third of all requests; for some, always."""
     url = refused()
     port = url.split(":")[2].split("/")[0]
-    server = subprocess.Popen([sys.executable, MOCK, "--port", port, "--hang", "2", "--lasting", "0.02", "--faults",
-                               "429=0.08,500=0.08,cut=0.05,bad_json=0.05,hang=0.02,slow=0.05"], stderr=subprocess.DEVNULL)
-    yield url
-    server.terminate()
+    sys.path.insert(0, str(repo_root() / "benchmarks"))
+    from mock_server import running
+
+    faults = "429=0.08,500=0.08,cut=0.05,bad_json=0.05,hang=0.02,slow=0.05"
+    with running(port, "--hang", "2", "--lasting", "0.02", "--faults", faults):
+        yield url
 
 
 @pytest.fixture(scope="module")
