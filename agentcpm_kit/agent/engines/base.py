@@ -15,8 +15,8 @@ from ..tokens import decode
 class EngineFault(Exception):
     """The engine failed on a turn, through no fault of the agent's; the text says how, `kind` what to call it in a count.
 
-    Kinds of servers: see `servers`; ``bad_reply`` is also a reply that is not what the API promises. ``engine``: an engine in this
-    process failed. `again`: whether the same turn may fare better when it is asked once more.
+    Kinds of servers: see `servers`; ``bad_reply`` is also a reply that is not what the API promises. ``engine``: an engine in
+    this process failed. `again`: whether the same turn may fare better when it is asked once more.
     """
 
     def __init__(self, words: str, kind: str = "engine", again: bool = True):
