@@ -1,6 +1,6 @@
 """What the harness itself costs: requests per second against a server that answers at once, many at a time.
 
-All of an evaluation is in the time: imports, the tools' searches, transcripts, scores and reports.
+All of an evaluation is in the time: the tools' searches, transcripts, scores and reports; of the imports, the kit's own are not.
 
     python benchmarks/harness.py --out results/reference/benchmarks/harness.json
 """

@@ -104,13 +104,16 @@ def finished(message: dict, reason: str) -> dict:
 
 @contextmanager
 def running(port: int | str, *options: str) -> Iterator[None]:
-    """The server in a process of its own, from its first answer on. It is killed: it would wait for requests that hang."""
+    """The server in a process of its own, from the moment it listens. It is killed: it would wait for requests that hang."""
     server = subprocess.Popen([sys.executable, __file__, "--port", str(port), *options])
     try:
-        for _ in range(600):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
-                break
+        listening = False
+        while not listening:
             time.sleep(0.1)
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
+                listening = True
+            if server.poll() is not None:
+                raise RuntimeError(f"the mock server did not start at port {port}; is another one there?")
         yield
     finally:
         server.kill()

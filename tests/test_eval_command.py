@@ -13,7 +13,7 @@ import pytest
 from agentcpm_kit.agent.trajectory import read_trajectories
 from agentcpm_kit.evaluate import command as command_module
 from agentcpm_kit.evaluate.command import evaluate
-from agentcpm_kit.evaluate.options import Options
+from agentcpm_kit.evaluate.options import Options, tools_named
 from agentcpm_kit.files import read_jsonl
 from agentcpm_kit.profile import repo_root
 
@@ -93,6 +93,10 @@ def test_a_recorded_evaluation_plays_again_with_nobody_there(mock, tasks, tmp_pa
     hot = [*command(tasks, mock, tmp_path / "four", 2), "--temperature", "0.5", "--replay", str(one)]
     other = subprocess.run(hot, capture_output=True, text=True)
     assert other.returncode == 2 and "begun with temperature 1.0, not 0.5; replay it with the options" in other.stderr
+    assert "--replay plays into a folder of its own" in subprocess.run(
+        [*command(tasks, mock, one, 2), "--replay", str(one)], capture_output=True, text=True).stderr
+    assert subprocess.run(command(tasks, mock, one, 3), capture_output=True).returncode == 0  # what is recorded goes on so
+    assert subprocess.run([*command(tasks, refused(), two, 3), "--replay", str(one)], capture_output=True).returncode == 0
     late = subprocess.run([*dead, "--record"], capture_output=True, text=True)
     assert late.returncode == 2 and "was begun without it" in late.stderr
 
@@ -159,10 +163,12 @@ def run(*arguments):
     (["--tasks", "pyproject.toml"], "ends in .jsonl"), (["--tasks", "deep", "--blocked", "/none"], "is no list of"),
     (["--tasks", "deep", "--judge", "m", "--tolerance", "0.1"], "is for scoring by rule"),
     (["--tasks", "deep", "--judge", "m", "--judge-url", "localhost:9"], "is no address of a server"),
+    (["--tasks", "deep", "--engine", "openai", "--model", "m", "--base-url", "user:secret@a.b:9/v1"], "'a.b:9/v1' is no address"),
     (["--tasks", "gaia"], "data add gaia FILE"), (["--tasks", "deep", "--score-only"], "holds no transcripts to score"),
     (["--tasks", "deep", "--judge", "m", "--judge-prompt", "gaya"], "did you mean 'gaia'")])
 def test_a_mistake_is_one_line(tmp_path, arguments, hint):
     code, told = run("--out", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out/config.json").is_file() or "secret" not in (tmp_path / "out/config.json").read_text()
     assert code == 2 and hint in told and len(told.splitlines()) == 1 and told.startswith("error: ")
 
 
@@ -180,3 +186,14 @@ def test_scoring_again_plays_nothing_and_more_runs_than_stored_are_refused(mock,
     code, told = run("--tasks", path, "--out", out, "--k", 2, "--score-only")
     assert code == 2 and "begun with other tasks" in told
     assert json.loads(before["metrics.json"])["runs"] == 2
+
+
+def test_tools_are_told_apart_without_what_may_be_secret(tmp_path):
+    names = [tools_named(f"http://user:secret@a.b/mcp?key={key}") for key in ("secret", "other")]
+    command, file = tools_named("/usr/bin/search --key secret"), tmp_path / "tools.yaml"
+    file.write_text("a: 1")
+    before = tools_named(str(file))
+    file.write_text("a: 2")
+    assert names[0] != names[1] and names[0].startswith("http://a.b/mcp ") and command.startswith("search ")
+    assert not any("secret" in name for name in (*names, command))
+    assert tools_named(str(file)) != before and tools_named("") == "atlas"

@@ -200,14 +200,16 @@ def test_accounts_by_hand(tokenizer, tmp_path):
 
 def test_a_servers_own_counts_are_priced_also_where_text_is_counted_in_bytes(tokenizer, tmp_path):
     trajectory = next(play_episodes(TASKS[:1], Script(tokenizer, [PAGES[0], ANSWER]), TOOLS, LIMITS))
-    assert account(trajectory)["counted_by"] == "kit"
     trajectory.steps[0].billed = 700, 20
-    assert account(trajectory)["counted_by"] == "kit"  # not told of every turn
+    alone = account(trajectory)
+    assert alone["billed"] is None  # not told of every turn
     trajectory.steps[1].billed = 1300, 30
-    row = account(trajectory)
-    assert (row["tokens_read"], row["tokens_written"], row["counted_by"]) == (2000, 50, "server")
-    found = used([row], {"model": {"name": "gpt-4.1"}, "counted_in": "bytes"})
+    row, settings = account(trajectory), {"model": {"name": "gpt-4.1"}, "counted_in": "bytes"}
+    assert row["billed"] == [2000, 50] and row["tokens_read"] == alone["tokens_read"]
+    found = used([row, {"outcome": "missing"}], settings)
     assert found["counted_in"] == "tokens of the server" and found["dollars"] == pytest.approx(2000 * 2e-6 + 50 * 8e-6)
+    mixed = used([row, alone], settings)  # what the server counts is not added to what the kit does
+    assert mixed["counted_in"] == "bytes" and mixed["dollars"] is None and mixed["tokens_read"] == 2 * alone["tokens_read"]
 
 
 def test_accounts_of_a_task_are_those_of_its_runs():

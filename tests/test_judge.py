@@ -106,6 +106,20 @@ def test_it_works_where_a_loop_is_running(serve, tmp_path):  # noqa: F811
     assert asyncio.run(cell()) == [True] and json.loads((tmp_path / "verdicts.jsonl").read_text())["verdict"] is True
 
 
+@pytest.mark.parametrize("finish", ["stop", "end_turn", "eos_token", None])
+def test_a_reply_that_came_to_its_end_may_say_so_in_any_word(serve, tmp_path, finish):  # noqa: F811
+    assert verdicts(judge(serve(says("Correct", finish)), tmp_path)(ASKED[:1])) == [True]
+
+
+def test_a_verdict_that_todays_reader_does_not_read_is_unreadable(serve, tmp_path):  # noqa: F811
+    server = serve(says("Hm."))
+    judge(server, tmp_path, tries=1)(ASKED[:1])
+    store = tmp_path / "verdicts.jsonl"
+    store.write_text(store.read_text().replace('"verdict": null', '"verdict": true').replace('"unreadable"', '""'))
+    [row] = judge(server, tmp_path, offline=True)(ASKED[:1])
+    assert (row["verdict"], row["fault"]) == (None, "unreadable")
+
+
 def test_a_stored_reply_is_read_by_todays_reader(serve, tmp_path):  # noqa: F811
     """A verdict that an older reader got wrong is mended without asking."""
     server = serve(says("Not correct"))

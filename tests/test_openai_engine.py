@@ -253,7 +253,8 @@ def test_other_refusals_are_told_in_the_servers_words_at_once(serve, engine, sta
 
 @pytest.mark.parametrize("answer", [
     completion(finish="content_filter"), completion(finish=None), completion(finish="abort"), (200, {}, {"choices": []}),
-    (200, {}, {"error": {"message": "no such model"}}), (200, {}, []), (200, {}, {"choices": [None]}), (200, {}, b"<html>"),
+    (200, {}, {"error": {"message": f"no such model, {SECRET}"}}), (200, {}, []),
+    completion(finish=SECRET), (200, {}, {"choices": [None]}), (200, {}, b"<html>"),
     (200, {"Content-Type": "text/html"}, b"<html>"), (200, {"Content-Length": "9000"}, b'{"choices": ['),
     completion(text=None), (200, {}, "text"), (200, {}, b"")])
 @pytest.mark.parametrize("api", ["completions", "chat"])
@@ -366,7 +367,8 @@ def test_a_proxys_password_is_sent_and_never_told(serve, engine, monkeypatch):
     assert "kind socks5 is not supported" in fault(engine("http://model.invalid/v1"))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://a.b/v1", "http://[::1/v1", "http://u:secret@a.b:99999/v1"])
+@pytest.mark.parametrize("url", ["localhost:8000", "http://", "ftp://a.b/v1", "http://[::1/v1", "http://u:secret@a.b:99999/v1",
+                                 "http://a.b/v1?key=secret", "http://u:se/secret@a.b/v1"])
 def test_what_is_no_address_is_a_mistake(engine, url):
     with pytest.raises(KitError, match="is no address of a server") as told:
         engine(url)
@@ -385,7 +387,7 @@ def test_a_redirect_is_not_followed(serve, engine):
 
 
 def test_user_and_password_of_a_url_are_sent_and_never_told(serve, engine):
-    server = serve((400, {}, {"error": {"message": "no"}}))
+    server = serve((400, {}, {"error": {"message": "no secret and no dXNlcjpzZWNyZXQ="}}))
     text = fault(engine(server.url.replace("//", "//user:secret@")))
     assert server.seen[0]["key"] == "Basic dXNlcjpzZWNyZXQ=" and "secret" not in text and "HTTP 400" in text
 
@@ -394,6 +396,7 @@ def test_user_and_password_of_a_url_are_sent_and_never_told(serve, engine):
     ({}, None), ({"retry-after": "3"}, 3), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "-1"}, None),
     ({"retry-after": "0"}, None), ({"retry-after": "nan"}, None), ({"retry-after": "inf"}, None), ({"retry-after": "soon"}, None),
     ({"retry-after-ms": "soon", "retry-after": "3"}, 3), ({"retry-after": "Fri, 27 Nov 2026 00:00:30 GMT"}, 30),
+    ({"retry-after": "Sat, 01 Jan 99999999999 00:00:00 GMT"}, None),
     ({"retry-after": "Thu, 26 Nov 2026 00:00:00 GMT"}, None), ({"retry-after-ms": "soon"}, None)])
 def test_what_a_server_asks_to_wait(headers, seconds, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1795737600.0)  # that day's beginning

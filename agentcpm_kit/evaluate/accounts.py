@@ -1,7 +1,7 @@
 """What an evaluation used: tokens and calls per run, and what they cost at the prices of data/prices.yaml."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import yaml
@@ -16,16 +16,24 @@ def account(trajectory: Trajectory) -> dict:
     """Tokens and calls of one run.
 
     `tokens_read` adds up the whole context before every turn, which is what APIs charge for, cached or not; `tokens_written` are
-    those sampled. Both are the server's counts where it told them of every turn, else the kit's (`counted_by`). Neither holds
-    what a turn cost that was asked for again after a fault.
+    those sampled. `billed` is the same as the server counts it: None unless it told of every turn. None of them holds what a turn
+    cost that was asked for again after a fault.
     """
     steps = trajectory.steps
     calls = Counter(call["name"] for step in steps for call in step.calls)
-    of_server = bool(steps) and all(step.billed for step in steps)
-    counts = [step.billed if of_server else (step.tokens_before, step.tokens_generated) for step in steps]
-    return {"turns": trajectory.turns, "tokens_read": sum(read for read, _ in counts),
-            "tokens_written": sum(written for _, written in counts), "counted_by": "server" if of_server else "kit",
-            "tool_calls": dict(sorted(calls.items()))}
+    told = all(step.billed for step in steps)
+    billed = [sum(counts) for counts in zip(*(step.billed for step in steps), strict=True)] if told else None
+    return {"turns": trajectory.turns, "tokens_read": sum(step.tokens_before for step in steps),
+            "tokens_written": trajectory.tokens_generated, "billed": billed or None, "tool_calls": dict(sorted(calls.items()))}
+
+
+def as_billed(rows: Sequence[dict]) -> tuple[list[dict], bool]:
+    """The rows with the server's counts in the place of the kit's, if it told them of every run; and whether it did."""
+    played = [row for row in rows if row.get("turns")]
+    if not played or not all(row.get("billed") for row in played):
+        return list(rows), False
+    names = "tokens_read", "tokens_written"
+    return [{**row, **dict(zip(names, row.get("billed") or (0, 0), strict=True))} for row in rows], True
 
 
 def used_by_task(rows: Iterable[dict], model: str) -> pd.DataFrame:

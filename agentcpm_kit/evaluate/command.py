@@ -34,6 +34,7 @@ def eval_command(options: Options, against: Path | None = None) -> None:
     """Evaluate, report, and print."""
     others = _others(against, options) if against else []
     rows = evaluate(options)
+    (options.out / "comparison.json").unlink(missing_ok=True)  # of an earlier scoring
     print_rows(rows, json.loads((options.out / "metrics.json").read_text())["about"])
     if against:
         differences = compare(rows, others)
@@ -82,7 +83,7 @@ def _play(options: Options, plan: Plan, profile: Profile) -> None:
     with _engine(options, profile) as engine, open_tools(options.tools) as tools, progress(plan, options.out) as told:
         tools = throttled(tools, options.tool_calls)  # below the guard: what is refused needs no slot
         tools = guarded(tools, Blocklist.read(options.blocked), _blocked_log(options.out / "blocked.jsonl"))
-        record = Record(options.out / TRAFFIC) if options.record else None
+        record = Record(options.out / TRAFFIC) if options.record or (options.out / TRAFFIC).is_file() else None
 
         def on_end(trajectory: Trajectory) -> None:
             if record:
@@ -147,7 +148,7 @@ def judged_by(judge: Judge) -> Score:
                  for t, task in pairs if t.answer is not None]
         with judging(len(asked)) as told:
             found = judge(asked, told)
-        if found and all(row.get("words") or row["fault"] == NOT_ASKED for row in found):
+        if found and all(row["verdict"] is None and (row.get("words") or row["fault"] == NOT_ASKED) for row in found):
             where, why = f"{judge.settings.model} at {without_password(judge.settings.url)}", found[0].get("words", NOT_ASKED)
             raise KitError(f"the judge {where} answered none of {len(set(asked))} questions ({why}); no report was changed. See "
                            "to it, then score again with --score-only")

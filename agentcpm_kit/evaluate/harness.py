@@ -123,7 +123,7 @@ def require_stored(out: Path, plan: Plan) -> dict:
     there = endings(out)
     if not there:
         raise KitError(f"{out} holds no transcripts to score; leave --score-only out to play them")
-    _require_same(out, plan.config(), ("tasks_sha256", "seed"))
+    _require_same(out, plan.config(), ("tasks_sha256", "seed"), "score it with the options that it was played with")
     if (stored := len({t.run for t in there.values()})) < plan.runs:
         raise KitError(f"{plan.runs} runs of each task are asked for, {stored} are stored; leave --score-only out to play more")
     return json.loads((out / "config.json").read_text())

@@ -32,6 +32,7 @@ FORMATS = {"equivalence": ("equivalence", "Reply with one word: Correct or Incor
            "xbench": ("xbench", "只写一行：`结论：正确` 或 `结论：错误`。")}
 RETRIES = 4  # of a request; a reply that cannot be read is asked for again beside that
 NOT_ASKED = "not asked"
+CUT = ("length", "content_filter")  # reasons why a reply ended before its end
 OPENAI = "https://api.openai.com/v1"
 
 
@@ -67,7 +68,8 @@ class JudgeSettings:
 
     def key(self, question: str, truth: str, answer: str) -> str:
         """What a verdict is stored under: another judge, prompt, question, truth or answer is another verdict."""
-        parts = [self.model, self.url, self.temperature, self.max_tokens, self.text, question, truth, answer]
+        where = without_password(base_url(self.url))
+        parts = [self.model, where, self.temperature, self.max_tokens, self.text, question, truth, answer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def identity(self) -> dict:
@@ -92,7 +94,8 @@ class Judge:
         """A stored row with the verdict that today's reader finds in its last reply, if that came to its end."""
         if not row["replies"] or row.get("cut"):
             return row
-        return row | {"verdict": read_verdict(self.settings.family, row["replies"][-1])}
+        verdict = read_verdict(self.settings.family, row["replies"][-1])
+        return row | {"verdict": verdict, "fault": (row["fault"] or "unreadable") if verdict is None else ""}
 
     def __call__(self, questions: Sequence[tuple[str, str, str]], on_verdict: Callable[[dict], None] | None = None) -> list[dict]:
         """A row (`verdict`, `replies`, `fault`, tokens read and written) for each (question, truth, answer)."""
@@ -162,10 +165,10 @@ class Judge:
                                              "max_completion_tokens": self.settings.max_tokens, **more})
         try:
             usage, choice = reply.get("usage") or {}, reply["choices"][0]
-            row["tokens_read"] += usage.get("prompt_tokens", 0)
-            row["tokens_written"] += usage.get("completion_tokens", 0)
+            row["tokens_read"] += usage.get("prompt_tokens") or 0
+            row["tokens_written"] += usage.get("completion_tokens") or 0
             said = choice["message"]["content"] or ""
-            return said.encode("utf-8", "replace").decode(), choice["finish_reason"] == "stop"
+            return said.encode("utf-8", "replace").decode(), choice.get("finish_reason") not in CUT
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise EngineFault(servers.hide(f"unreadable reply: {one_line(reply)}"), "bad_reply") from error
 
@@ -180,12 +183,13 @@ def in_a_thread(work) -> None:
     loop, done = Future(), Future()
 
     def run() -> None:
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            loop.set_result(runner.get_loop())
-            try:
-                done.set_result(runner.run(work))
-            except BaseException as error:
-                done.set_exception(error)
+        try:
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+                loop.set_result(runner.get_loop())
+                runner.run(work)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
     def cancel() -> None:
         for task in asyncio.all_tasks():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..agent.context import ContextPolicy
 from ..agent.engines.openai import ROUTES
-from ..agent.engines.servers import without_password
+from ..agent.engines.servers import base_url, without_password
 from ..artefacts import CHECKSUMS, file_sha256
 from ..ask import best_checkpoint
 from ..errors import KitError, unknown
@@ -77,6 +77,8 @@ class Options:
             raise unknown("api", self.api, ROUTES)
         if self.engine == "openai" and self.api == "completions" and self.tokenizer is None:
             raise KitError("the API `completions` sends token ids, and needs --tokenizer: the folder of the served model's own")
+        if self.base_url:
+            base_url(self.base_url)
         self._require_sense()
         model = self.model or ("" if self.score_only else str(best_checkpoint()))
         prompt = BENCHMARKS[self.tasks].prompt if self.tasks in BENCHMARKS else "equivalence"
@@ -92,6 +94,8 @@ class Options:
         if self.record and (self.replay or begun(self.out) and not (self.out / TRAFFIC).is_file()):
             raise KitError(f"--record keeps what is answered from the first run on, and {self.out} was begun without it (or is a "
                            "replay); give another --out")
+        if self.replay and self.replay.resolve() == self.out.resolve():
+            raise KitError("--replay plays into a folder of its own; give another --out")
         if self.blocked:
             Blocklist.read(self.blocked)
 
@@ -114,8 +118,9 @@ class Options:
         """What is to be played, and under which settings. Needs `resolved` options."""
         blocked = self.blocked.read_bytes() if self.blocked else b""
         settings = {"engine": self.engine, "model": identity(self), "served_at": without_password(self.base_url),
-                    "temperature": self.temperature, "tools": self.tools or "atlas", "limits": self.limits(profile).model_dump(),
-                    "context": ContextPolicy.of(profile).settings(), "counted_in": "bytes" if self.counts_bytes else "tokens",
+                    "temperature": self.temperature, "tools": tools_named(self.tools),
+                    "limits": self.limits(profile).model_dump(), "context": ContextPolicy.of(profile).settings(),
+                    "counted_in": "bytes" if self.counts_bytes else "tokens",
                     "blocked": hashlib.sha256(blocked).hexdigest()[:16] if blocked else "data/blocked.yaml"}
         return Plan(load_suite(self.tasks).first(self.limit), self.runs, self.seed, settings)
 
@@ -128,3 +133,12 @@ def identity(options: Options) -> dict:
     folder = Path(options.model)
     files = [folder / CHECKSUMS] if (folder / CHECKSUMS).is_file() else sorted(folder.glob("*.safetensors"))
     return {"name": folder.name, "sha256": " ".join(file_sha256(file)[:16] for file in files)}
+
+
+def tools_named(source: str) -> str:
+    """What tells one set of tools from another, without what may be secret in it: URLs and commands may hold keys."""
+    if not source:
+        return "atlas"
+    digest = hashlib.sha256(Path(source).read_bytes() if Path(source).is_file() else source.encode()).hexdigest()[:12]
+    name = without_password(source) if "://" in source else Path(source.split()[0]).name
+    return f"{name} {digest}"

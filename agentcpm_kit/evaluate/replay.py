@@ -167,7 +167,7 @@ class ReplayedEngine(Closing):
         row = self.traffic.next(turn.key, _of_turn(turn), "engine")
         if "fault" in row:
             return EngineFault(row["fault"], row["kind"])
-        billed = tuple(row["billed"]) if row["billed"] else None
+        billed = tuple(row["billed"]) if row.get("billed") else None
         return Sample(row["ids"], row["logprobs"], row["stopped"], row["exact"], billed)
 
     def release(self, key: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import write_atomic, write_json
 from ..report.transcripts import build_transcripts, first_runs
-from .accounts import COUNTED, cost, used_by_task
+from .accounts import COUNTED, as_billed, cost, used_by_task
 from .harness import Outcome, Plan, faults, transcripts
 from .summary import by_task, per_run, summarise
 
@@ -24,7 +24,9 @@ def write_reports(out: Path, plan: Plan, rows: list[dict], scorer: dict, judging
         "outcomes": {outcome.value: counts[outcome.value] for outcome in Outcome}, "faults": faults(rows),
         "rates": {name: estimate.fields() for name, estimate in summarise(rows).items()}, "accuracy_by_run": per_run(rows),
         "used": {**used(rows, plan.settings), "judge": judging}})
-    write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(rows, priced_model(rows, plan.settings))).to_csv())
+    counted, of_server = as_billed(rows)
+    model = priced_model(plan.settings, of_server)
+    write_atomic(out / "tasks.csv", by_task(rows).join(used_by_task(counted, model)).to_csv())
     if plan.suite.public or show_text:
         shown = {(row["task_id"], row["run"]) for row in first_runs(rows)}
         there = {(t.task_id, t.run): t for t in transcripts(
@@ -54,17 +56,12 @@ def used(rows: list[dict], settings: dict) -> dict:
     calls = Counter()
     for row in rows:
         calls.update(row.get("tool_calls", {}))
-    return {**{what: sum(row.get(what, 0) for row in rows) for what in COUNTED},
-            "counted_in": counted_in(rows, settings), "tool_calls": dict(sorted(calls.items())),
-            "dollars": cost(priced_model(rows, settings), rows)}
+    counted, of_server = as_billed(rows)
+    return {**{what: sum(row.get(what, 0) for row in counted) for what in COUNTED},
+            "counted_in": "tokens of the server" if of_server else settings.get("counted_in", "tokens"),
+            "tool_calls": dict(sorted(calls.items())), "dollars": cost(priced_model(settings, of_server), counted)}
 
 
-def counted_in(rows: list[dict], settings: dict) -> str:
-    """What the counts are of: the server's own tokens where it told them of every turn, else the kit's tokens or bytes."""
-    of_server = {row["counted_by"] for row in rows if row.get("turns")} == {"server"}
-    return "tokens of the server" if of_server else settings.get("counted_in", "tokens")
-
-
-def priced_model(rows: list[dict], settings: dict) -> str:
-    """The name that a price is looked up by; none where bytes were counted, since a price is for tokens."""
-    return "" if counted_in(rows, settings) == "bytes" else _name(settings)
+def priced_model(settings: dict, of_server: bool) -> str:
+    """The name that a price is looked up by; none where the kit counted bytes, since a price is for tokens."""
+    return _name(settings) if of_server or settings.get("counted_in") != "bytes" else ""

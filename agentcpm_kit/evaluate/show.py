@@ -50,7 +50,7 @@ def print_rows(rows: Sequence[dict], about: str) -> None:
     rates = Table("metric", "value [95% interval over tasks]", title=f"{len(table)} tasks x {int(table.runs.iloc[0])} runs")
     for name, estimate in summarise(rows).items():
         rates.add_row(name, f"{estimate.value:.3f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]")
-    console.print(about, soft_wrap=True, highlight=False)
+    console.print(about, soft_wrap=True, highlight=False, markup=False)
     console.print(rates)
     runs = per_run(rows)
     console.print(f"accuracy by run: lowest {min(runs):.3f}, highest {max(runs):.3f}")

@@ -24,39 +24,48 @@ NEUTRAL = set(re.findall(r"\S+", """
     submitted proposed extracted response answer prediction solution verdict judgement judgment grade result evaluation conclusion
     output label rating assessment decision exactly clearly entirely completely fully indeed i my would say"""))
 NEGATIONS = {"not", "isn't", "wasn't", "aren't", "never"}
-# A line of its own though it has no stop; without the label it could be the end of a sentence that was wrapped.
-LABELLED = re.compile(r"^\W*(?:(?:final|my|the)\s+)*(?:judge?ment|verdict|grade|result|conclusion|evaluation|decision|rating)"
-                      r"\s*[:=]\s*(?:not\s+)?(?:in)?correct\W*$", re.M)
-HEAD = re.compile(r"\W*((?:in)?correct)\s*:\s+(?!yes\b|no\b|true\b|false\b)(\S+\s.+)", re.S)  # "Correct: both name Paris."
-SAME = re.compile(r"\b(?:match\w*|same|equivalent|equals?|agree\w*|identical|both)\b")
-OTHER = re.compile(r"n't\b|\b(?:not|no|differ\w*|wrong|instead|should|expected|but|while|whereas|another)\b")
+# A line of its own though it has no stop, after one that has; else it could be the end of a sentence, or what the answer said.
+LABELLED = re.compile(r"(?:\A|(?<=[.!?])\n|\n\s*\n)\W*(?:(?:final|my|the)\s+)*"
+                      r"(?:judge?ment|verdict|grade|result|conclusion|evaluation|decision|rating)"
+                      r"\s*[:=]\s*(?:not\s+)?(?:in)?correct\W*(?=\n|\Z)")
+SAME = re.compile(r"(?<!not )(?<!n't )\b(?:match(?:es)?|same|equivalent|equals?|agree|identical|correct)\b")
+OTHER = re.compile(r"n't\b|\b(?:not|differ\w*|wrong|instead|should|expected|incorrect|answer is|another)\b")
 ANSWER = re.compile(r"\b((?:is|was|isn't|wasn't)(?: not)? an? (?:in)?correct) (?:answer|response|prediction|solution)\W*$")
 OPENING = re.compile(r"[,;]|\s[-–—]\s|\s(?:because|since|as)\s")  # of "Correct, since both name Paris."
 # In the sentence of a "correct" these may turn it; elsewhere in the reply only what denies it outright.
 DOUBT = re.compile(r"\b(?:no|not|never|wrong|false|incorrect|but|however|except|although|though|unless|if|only|wait|actually|"
-                   r"would|partly|partially|mostly|almost|hardly|barely|perhaps|maybe|doubt\w*|lack\w*|miss\w*|differ\w*|ignor\w*|cannot)\b|n't\b|"
+                   r"would|partly|partially|mostly|almost|hardly|barely|perhaps|maybe|doubt\w*|lack\w*|miss\w*|differ\w*|ignor\w*|cannot|"
+                   r"while|whereas|yet|despite|assum\w*|provid\w*|probably|possibly|guess|instead|omit\w*|contradict\w*|apart|half|"
+                   r"neither|nothing|fail\w*|rather|another|should|must|off)\b|n't\b|"
                    r"[错误不未否]")
 DENIAL = re.compile(r"\b(?:incorrect|wrong|however|but|wait|actually|almost|hardly|doubt|differs?|lacks|contradicts)\b|"
                     r"不正确|错误|不一致|"
-                    r"\b(?:not|n't)\s+(?:\w+\s+)?(?:correct|match|agree|equal|the\s+same)|n't\s+(?:match|agree|equal)")
+                    r"(?:\bnot|n't)\s+(?:\w+\s+)?(?:correct|match|a\s+match|agree|equal|equivalent|the\s+same)")
+# What takes an "incorrect" back.
+RETURN = re.compile(r"\b(?:wait|actually|sorry)\b|(?<!not )(?<!n't )\bmatches\b|\b(?:is|was)\s+(?:right|correct)\b")
 AFFIRMATION = re.compile(r"(?<!not )(?<!n't )\b(?:correct|right|yes|same|matches)\b|(?<!不)(?:正确|一致)")
 LABEL = (r"(?:(?:(?:so|thus|hence|therefore|overall),?\s+)?(?:(?:the|my)\s+)?(?:final\s+)?(?:answer|verdict|grade|choice|option|"
-         r"judge?ment|rating|result|decision|答案|选项|判断|结论)\s*(?::|=|is|是|为)?\s*)?")
-# After the letter: nothing, a stop with a space behind it ("A.I." is none), a dash between spaces, or the word.
-LETTER = re.compile(rf"{LABEL}([AB])(?=[\s.:,)!。]*$|\s*[:=]|[.,)]\s|\s+[-–—]+\s|\s+(?:in)?correct\W*$|\s+because\s)"
-                    r"[\s:.,)=–—-]*(.*)$", re.I | re.S)
+         r"judge?ment|rating|答案|选项|判断|结论)\s*(?::|=|is|是|为)?\s*)?")
+# After the letter: nothing, a stop with a space or Chinese behind it ("A.I." is none), or the word.
+LETTER = re.compile(rf"{LABEL}([AB])(?=[\s.:,)!。]*$|\s*[:=]|[.,)。](?:\s|[\u3400-\u9fff])|\s+(?:[-–—]+\s+)?(?:in)?correct\W*$)"
+                    r"[\s:.,)=–—。-]*(.*)$", re.I | re.S)
 REVERSED = re.compile(r"((?:in)?correct)\s*[:,-]?\s*([AB])\W*", re.I)
+CROSS = re.compile("[❌✗✘]")
+CHOICE = re.compile(r"\b(?:choose|pick|say|be)\s+[AB]\b")
 RETRACTED = re.compile(r"\b(?:sorry|i meant|wait|actually|correction)\b", re.I)
 UNSURE = re.compile(r"\b(?:cannot|can't|unable|unclear|impossible)\b")
 YES_NO = re.compile(r"^\W*correct\s*[:=]\s*(.*)$", re.I | re.M)
-WORD = re.compile(r"(yes|no)(?:\W*$|\s*[.,;:!。–—-]+\s+(.*)$|,\s*(.*)$|\s+(because\s.*)$)", re.I | re.S)
-TURNED_NO = re.compile(r"\b(?:yes|wait|actually|matches)\b|(?<!not )\bcorrect\b(?!\s+(?:answer|value|one|result))", re.I)
+WORD = re.compile(r"(yes|no)(?:[^\w?]*$|\s*[.,;:!。–—-]+\s+(.*)$|,\s*(.*)$|\s+(because\s.*)$)", re.I | re.S)
 YES_NO_INSIDE = re.compile(r"(?<!not )\bcorrect\s*[:=]\s*'?(yes|no)\b'?\s*(?=$|\n|[.;,]?\s*confidence)", re.I)
 CONCLUSION = re.compile(r"^[\W\d]*(?:最终|最后)?结论[ \t]*[:=]?[ \t]*(?:\n\s*)?(.*)$", re.M)  # here or on the next line
+CONDITION = re.compile(r"如果|假如|若")
 CONCLUSION_INSIDE = re.compile(r"(?<=[\s,。;、.])(?:最终|最后)?结论\s*[:=](.*)$", re.M)
 SAID = re.compile(r"[\s:=是为]*(?:该|此)?(?:答案|回答)?(?:完全|是|为)?"
                   r"(并?不正确|并非正确|错误|正确)的?(?:$|[\s,。.;:!、-]+(.*)$)")
-TURNED_RIGHT, TURNED_WRONG = re.compile(r"[错误不未否非没但]"), re.compile(r"正确(?!的?(?:答案|结果|值|选项))")
+# What may follow the word: what bears it out, and nothing that turns it.
+BEARS_RIGHT, BEARS_WRONG = re.compile(r"一致|相同|相符|匹配|等价|相等"), re.compile(r"不|未|正确答案|标准答案|应为|错")
+TURNS_RIGHT = re.compile(r"[错误不未否非没但仅除若]|矛盾|相反|出入|相差|差异|部分|可能|大概|如果|前提|结论")
+TURNS_WRONG = re.compile(r"(?<!不)(?:一致|相同|相符)|正确(?!的?(?:答案|结果|值|选项))|[没无]|更正|结论")
 
 
 def read_verdict(family: str, reply: str) -> bool | None:
@@ -105,7 +114,8 @@ def _equivalence(reply: str) -> bool | None:
     verdict = _agreed(found.values())
     others = [sentence.strip(" \n.!,") for sentence, said in found.items() if said is None]
     turned = {"no", "not", "nope"} if verdict else {"yes"}
-    return None if verdict and DENIAL.search(" ".join(others)) or turned & set(others) else verdict
+    turns = DENIAL if verdict else RETURN
+    return None if turns.search(" ".join(others)) or turned & set(others) or verdict and CROSS.search(reply) else verdict
 
 
 def _sentences(text: str) -> list[str]:
@@ -121,14 +131,10 @@ def _sentence(sentence: str) -> bool | None:
     if opening := re.match(r"\s*(yes|no),\s+(.*)", sentence, re.S):  # "No, the answer is not correct."
         verdict = _sentence(opening[2])
         return verdict if verdict == (opening[1] == "yes") else None
-    if head := HEAD.match(sentence):
-        right = head[1] == "correct"
-        agrees = SAME.search(head[2]) and not DOUBT.search(head[2]) if right else OTHER.search(head[2])
-        return right if agrees else None
     verdict = _statement(sentence)
     if verdict is None:
         verdict, rest = _statement(OPENING.split(sentence)[0]), "".join(OPENING.split(sentence, maxsplit=1)[1:])
-        return None if verdict and DOUBT.search(rest) else verdict
+        return None if (DOUBT if verdict else RETURN).search(rest) else verdict
     return verdict
 
 
@@ -148,8 +154,10 @@ def _letter(reply: str) -> bool | None:
     """The letter that paragraphs begin with, if it is one; what follows must not contradict it."""
     paragraphs = re.split(r"\n\s*\n|(?<=[.!?。！？:])\s*\n", _bare(ASIDE.sub(", ", reply)))
     given = {p: _letter_of(p) for p in map(str.strip, paragraphs) if LETTER.match(p.partition("\n")[0]) or REVERSED.fullmatch(p)}
-    others = "\n".join(p for p in paragraphs if p.strip() not in given)
-    return _agreed_all(given.values()) if given and not RETRACTED.search(others) else None
+    others = "\n\n".join(p for p in paragraphs if p.strip() not in given)
+    verdict = _agreed_all(given.values()) if given and not (RETRACTED.search(others) or CHOICE.search(others)) else None
+    said = _equivalence(others)
+    return verdict if said is None or said == verdict else None
 
 
 def _letter_of(paragraph: str) -> bool | None:
@@ -178,23 +186,28 @@ def _yes_no(reply: str) -> bool | None:
         return said if isinstance(said, bool) else _word(str(said))
     text = _bare(ASIDE.sub(", ", reply))
     if lines := YES_NO.findall(text):
-        return _agreed_all(map(_word, lines))
+        after = text[[line.end() for line in YES_NO.finditer(text)][-1]:]
+        return None if RETRACTED.search(after) else _agreed_all(map(_word, lines))
     return _agreed(_word(said) for said in YES_NO_INSIDE.findall(text))
 
 
 def _word(said: str) -> bool | None:
-    """"yes" or "no", and after a stop an explanation that does not turn it."""
+    """"yes" or "no", and after a stop nothing but an explanation that bears it out."""
     found = WORD.match(re.sub(r"[\s.,;]*\bconfidence\b.*", "", said.strip(" '"), flags=re.I | re.S))
     if not found:
         return None
-    right, tail = found[1].lower() == "yes", found[2] or found[3] or found[4] or ""
-    return None if (DOUBT.search(tail.lower()) if right else TURNED_NO.search(tail)) else right
+    right, tail = found[1].lower() == "yes", (found[2] or found[3] or found[4] or "").lower()
+    other = re.sub(r"\b(?:correct|right) (?:answer|value|one)\b", "", tail)
+    bears = SAME.search(tail) and not DOUBT.search(tail) if right else OTHER.search(tail) and not SAME.search(other)
+    return right if not tail or bears else None
 
 
 def _conclusion(reply: str) -> bool | None:
     """What stands behind 结论, at the beginning of a line or, where no line has it there, inside one."""
     text = _bare(ASIDE.sub(", ", reply))
-    return _agreed_all(map(_said, CONCLUSION.findall(text) or CONCLUSION_INSIDE.findall(text)))
+    if found := CONCLUSION.findall(text):
+        return None if "更正" in text else _agreed_all(map(_said, found))
+    return None if CONDITION.search(text) else _agreed_all(map(_said, CONCLUSION_INSIDE.findall(text)))
 
 
 def _said(text: str) -> bool | None:
@@ -202,7 +215,8 @@ def _said(text: str) -> bool | None:
     if not found:
         return None
     right, tail = found[1] == "正确", found[2] or ""
-    return None if (TURNED_RIGHT if right else TURNED_WRONG).search(tail) else right
+    bears, turns = (BEARS_RIGHT, TURNS_RIGHT) if right else (BEARS_WRONG, TURNS_WRONG)
+    return right if not tail.strip(" ,。.;:!、") or bears.search(tail) and not turns.search(tail) else None
 
 
 READERS = {"equivalence": _equivalence, "browsecomp_ab": _letter, "hle": _yes_no, "xbench": _conclusion}

@@ -42,7 +42,7 @@ def require_servers(urls: Sequence[str]) -> None:
     for url in urls:
         try:
             httpx2.get(f"{base_url(url)}/models", timeout=CONNECT_S)
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        except (httpx2.TransportError, httpx2.InvalidURL, ImportError, ValueError) as error:  # the last two: of a proxy
             words = f"no server answers at {without_password(url)} ({type(error).__name__}: {one_line(error)})"
             raise KitError(f"{words}; start it, then run the same command again") from None
 
@@ -131,7 +131,7 @@ class OpenAIEngine(Closing):
         try:
             return self._read(turn, future.result())
         except EngineFault as fault:
-            return fault
+            return EngineFault(self.servers.hide(str(fault)), fault.kind, fault.again)
         except Exception as error:  # a server may send anything, and one turn's reply must not end the others
             words = f"unreadable reply: {type(error).__name__}: {one_line(error)[:500]}"
             return EngineFault(self.servers.hide(words), "bad_reply")
@@ -144,8 +144,9 @@ class OpenAIEngine(Closing):
             raise EngineFault(f"the turn ended with finish_reason {choice['finish_reason']!r}", "bad_reply")
         stopped, renderer = FINISHED[choice["finish_reason"]], self._renderer(list(turn.schemas))
         usage = reply.get("usage") or {}
-        read, spent = usage.get("prompt_tokens"), usage.get("completion_tokens", turn.max_new_tokens)
-        billed = (read, spent) if isinstance(read, int) and isinstance(spent, int) else None
+        spent = usage.get("completion_tokens", turn.max_new_tokens)
+        billed = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        billed = billed if all(isinstance(count, int) for count in billed) else None
         if not stopped and spent < turn.max_new_tokens:  # vLLM shortens such a turn without a word
             raise EngineFault(f"the server ended the turn after {spent} of {turn.max_new_tokens} tokens: its context is "
                               "full, or its own limit lower", "bad_reply")

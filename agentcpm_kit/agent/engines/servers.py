@@ -15,6 +15,7 @@ HTTPS_PROXY, ALL_PROXY and NO_PROXY are obeyed.
 """
 
 import asyncio
+import base64
 import json
 import math
 import random
@@ -91,6 +92,7 @@ class Servers:
     def __init__(self, urls: Sequence[str], route: str, key: str, concurrency: int, max_retries: int, timeout_s: float):
         self.endpoints = [Endpoint(base_url(url), asyncio.Semaphore(concurrency)) for url in urls]
         self.route, self.key, self.tries, self.timeout_s = route, key.strip(), max_retries + 1, timeout_s
+        self.secrets = [self.key, *(secret for url in urls for secret in passwords(url))]
         self.homes: dict[str, Endpoint] = {}
         self.session = None
 
@@ -112,8 +114,10 @@ class Servers:
                 await asyncio.sleep(backoff(tries) if failed.wait_s is None else failed.wait_s)
 
     def hide(self, words: str) -> str:
-        """The words without the key."""
-        return words.replace(self.key, "***") if self.key else words
+        """The words without the key, and without a URL's password."""
+        for secret in filter(None, self.secrets):
+            words = words.replace(secret, "***")
+        return words
 
     async def close(self) -> None:
         if self.session:
@@ -187,19 +191,27 @@ def base_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query + parts.fragment
     except ValueError:
         known = False
-    if not known:
-        raise KitError(f"{url.rpartition('@')[2]!r} is no address of a server, such as http://localhost:8000/v1")
+    if not known or "@" in parts.path:
+        words = url.rpartition("@")[2].partition("?")[0]  # what stands before and after may be secret
+        raise KitError(f"{words!r} is no address of a server, such as http://localhost:8000/v1")
     url = url.rstrip("/")
     return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
 def without_password(url: str) -> str:
-    """For files and messages."""
+    """For files and messages: without user, password, query and fragment."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def passwords(url: str) -> list[str]:
+    """A URL's password as it stands there, decoded, and as it is sent: servers repeat them in their errors."""
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return [parts.password, password, base64.b64encode(f"{user}:{password}".encode()).decode()] if password else []
 
 
 def backoff(tries: int) -> float:
@@ -220,7 +232,7 @@ def retry_after(headers) -> float | None:
     readers = (("retry-after-ms", lambda said: float(said) / 1000), ("retry-after", float),
                ("retry-after", lambda said: parsedate_to_datetime(said).timestamp() - time.time()))
     for name, read in readers:
-        with suppress(KeyError, ValueError):
+        with suppress(KeyError, ValueError, OverflowError):
             if (seconds := read(headers[name])) > 0 and math.isfinite(seconds):
                 return seconds
     return None
