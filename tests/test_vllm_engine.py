@@ -187,7 +187,7 @@ def test_a_released_turn_is_never_reported(greedy, tokenizer):
     greedy.release("dropped")
     greedy.release("unknown")
     found = run(greedy, again)  # under the same name: what comes must not be the old one's
-    assert set(found) == {"kept", "dropped"} and len(found["dropped"].ids) == 12
+    assert set(found) == {"kept", "dropped"} and found["dropped"].ids == run(greedy, again)["dropped"].ids
     assert greedy.poll() == []
 
 
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_one_turn_is_its_own_fault(greedy, tokenizer):
                 Turn("none", prompt, "", 0), Turn("good", prompt, "", 8), Turn("edge", [5] * (CONTEXT - 2), "", 8))
     assert all(isinstance(found[key], EngineFault) for key in ("long", "empty", "alien", "none"))
     assert "maximum model length" in str(found["long"])
-    assert len(found["good"].ids) == 8 and found["edge"].stopped is False and len(found["edge"].ids) == 2
+    assert len(found["good"].ids) == 8 and 1 <= len(found["edge"].ids) <= 2  # it may end by itself
 
 
 @needs_vllm
