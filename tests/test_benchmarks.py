@@ -13,7 +13,7 @@ from agentcpm_kit.environment import commit
 from agentcpm_kit.files import jsonl
 from agentcpm_kit.profile import load_profile, repo_root
 
-from .test_openai_engine import refused
+from .test_openai_engine import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -213,13 +213,9 @@ def test_harness_counts_its_requests(tmp_path):
     """In a process of its own: it starts a server and threads."""
     out = tmp_path / "harness.json"
     command = [sys.executable, repo_root() / "benchmarks/harness.py", "--tasks", 3, "--runs", 2, "--out", out]
-    subprocess.run([*map(str, command), "--port", free_port()], check=True, capture_output=True)
+    subprocess.run([*map(str, command), "--port", str(free_port())], check=True, capture_output=True)
     found = json.loads(out.read_text())
     assert found["requests"] == 12 and found["requests_per_s"] > 0 and 0 <= found["correct"] <= 6
-
-
-def free_port():
-    return refused().split(":")[2].split("/")[0]
 
 
 @pytest.mark.parametrize("broken", [None, "lost", "doubled", "class", "bytes"])

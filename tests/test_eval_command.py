@@ -18,7 +18,7 @@ from agentcpm_kit.files import read_jsonl
 from agentcpm_kit.profile import repo_root
 
 from .test_judge import says
-from .test_openai_engine import AT_ONCE, refused, serve  # noqa: F401
+from .test_openai_engine import AT_ONCE, free_port, refused, serve  # noqa: F401
 
 OFFLINE = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 EVAL = [sys.executable, "-m", "agentcpm_kit.cli", "eval"]
@@ -28,14 +28,13 @@ REPORTS = ("rows.jsonl", "metrics.json", "tasks.csv", "transcripts.html")
 @pytest.fixture(scope="module")
 def mock():
     """URL of a server that refuses, breaks off, sends nonsense or stalls for a third of all requests; for some, always."""
-    url = refused()
-    port = url.split(":")[2].split("/")[0]
+    port = free_port()
     sys.path.insert(0, str(repo_root() / "benchmarks"))
     from mock_server import running
 
     faults = "429=0.08,500=0.08,cut=0.05,bad_json=0.05,hang=0.02,slow=0.05"
     with running(port, "--hang", "2", "--lasting", "0.02", "--faults", faults):
-        yield url
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture(scope="module")

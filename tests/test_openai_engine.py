@@ -109,11 +109,15 @@ def chat(finish="tool_calls", calls=(), **message):
                      "choices": [{"index": 0, "finish_reason": finish, "message": message}]}
 
 
-def refused():
-    """URL of a port where nobody listens."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        return free.getsockname()[1]
+
+
+def refused():
+    """URL of a port where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}/v1"
 
 
 def turn(key="k", ids=(40, 41, 42), seed="0/0/a", limit=30):

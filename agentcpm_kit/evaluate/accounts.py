@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import pandas as pd
 import yaml
@@ -44,6 +45,7 @@ def used_by_task(rows: Iterable[dict], model: str) -> pd.DataFrame:
     return table.assign(dollars=[cost(model, [task]) for task in table.to_dict("records")])
 
 
+@cache
 def prices() -> dict[str, dict]:
     """Model -> its price in dollars per million tokens, `read` and `written`, with `date`."""
     return yaml.safe_load((repo_root() / "data/prices.yaml").read_text())

@@ -24,7 +24,7 @@ from .judge import NOT_ASKED, Judge, JudgeSettings
 from .options import Options
 from .replay import TRAFFIC, Record, ReplayedEngine, Traffic
 from .reports import write_reports
-from .show import judging, print_comparison, print_rows, progress
+from .show import judging, print_comparison, print_metrics, progress
 from .summary import compare, require_same_tasks
 from .tasks import load_suite
 from .throttle import throttled
@@ -32,10 +32,11 @@ from .throttle import throttled
 
 def eval_command(options: Options, against: Path | None = None) -> None:
     """Evaluate, report, and print."""
+    options = options.resolved()
     others = _others(against, options) if against else []
     rows = evaluate(options)
     (options.out / "comparison.json").unlink(missing_ok=True)  # of an earlier scoring
-    print_rows(rows, json.loads((options.out / "metrics.json").read_text())["about"])
+    print_metrics(json.loads((options.out / "metrics.json").read_text()))
     if against:
         differences = compare(rows, others)
         write_json(options.out / "comparison.json", {"against": str(against), **{k: e.fields() for k, e in differences.items()}})
@@ -48,7 +49,7 @@ def _others(folder: Path, options: Options) -> list[dict]:
     """The rows to compare with, before anything is played."""
     if not (rows := read_jsonl(folder / "rows.jsonl")) or not (folder / "metrics.json").is_file():
         raise KitError(f"{folder} holds no scored evaluation to compare with")
-    theirs, ours = json.loads((folder / "metrics.json").read_text())["scorer"], options.resolved().scorer()
+    theirs, ours = json.loads((folder / "metrics.json").read_text())["scorer"], options.scorer()
     if theirs != ours:
         raise KitError(f"{folder} was scored by {theirs}, and this would be by {ours}; score both alike, with --score-only")
     require_same_tasks([task.task_id for task in load_suite(options.tasks).first(options.limit).tasks],

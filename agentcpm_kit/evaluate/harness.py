@@ -4,7 +4,7 @@
     transcripts.jsonl  a trajectory per (task, run), appended as it ends, without its tokens; the first that is no fault counts
     verdicts.jsonl     what judges said, see `judge`
     rows.jsonl         a line per (task, run) that was planned, whatever became of it
-    metrics.json, tasks.csv, transcripts.html
+    metrics.json, tasks.csv, transcripts.html, and comparison.json where there was another to compare with
 
 Killed at any moment, the same command plays what is missing, faults again, and nothing twice. Rows are made from the plan,
 not from what is there: a (task, run) without a result is a miss with a line of its own, so that nothing can leave the

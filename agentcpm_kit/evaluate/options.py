@@ -62,7 +62,7 @@ class Options:
         return self.engine == "openai" and self.tokenizer is None
 
     def resolved(self) -> "Options":
-        """With the defaults that depend on others: which model, and whose limits.
+        """With the defaults that depend on others: which model, and whose limits. Resolved again, they are the same.
 
         Raises:
             KitError: options that do not go together.
@@ -81,9 +81,7 @@ class Options:
             base_url(self.base_url)
         self._require_sense()
         model = self.model or ("" if self.score_only else str(best_checkpoint()))
-        prompt = BENCHMARKS[self.tasks].prompt if self.tasks in BENCHMARKS else "equivalence"
-        return replace(self, model=model, judge_prompt=self.judge_prompt or prompt,
-                       profile=self.profile or ("paper" if self.engine == "openai" else "micro"))
+        return replace(self, model=model, profile=self.profile or ("paper" if self.engine == "openai" else "micro"))
 
     def _require_sense(self) -> None:
         """What is said of a judge, a rule or a recording needs one."""
@@ -102,7 +100,8 @@ class Options:
     def judging(self) -> JudgeSettings | None:
         if not self.judge:
             return None
-        return JudgeSettings(self.judge, self.judge_prompt, self.judge_url, concurrency=self.judge_concurrency)
+        prompt = self.judge_prompt or (BENCHMARKS[self.tasks].prompt if self.tasks in BENCHMARKS else "equivalence")
+        return JudgeSettings(self.judge, prompt, self.judge_url, concurrency=self.judge_concurrency)
 
     def scorer(self) -> dict:
         """What a score has to name."""
@@ -116,12 +115,11 @@ class Options:
 
     def plan(self, profile: Profile) -> Plan:
         """What is to be played, and under which settings. Needs `resolved` options."""
-        blocked = self.blocked.read_bytes() if self.blocked else b""
         settings = {"engine": self.engine, "model": identity(self), "served_at": without_password(self.base_url),
                     "temperature": self.temperature, "tools": tools_named(self.tools),
                     "limits": self.limits(profile).model_dump(), "context": ContextPolicy.of(profile).settings(),
                     "counted_in": "bytes" if self.counts_bytes else "tokens",
-                    "blocked": hashlib.sha256(blocked).hexdigest()[:16] if blocked else "data/blocked.yaml"}
+                    "blocked": file_sha256(self.blocked)[:16] if self.blocked else "data/blocked.yaml"}
         return Plan(load_suite(self.tasks).first(self.limit), self.runs, self.seed, settings)
 
 
@@ -139,6 +137,6 @@ def tools_named(source: str) -> str:
     """What tells one set of tools from another, without what may be secret in it: URLs and commands may hold keys."""
     if not source:
         return "atlas"
-    digest = hashlib.sha256(Path(source).read_bytes() if Path(source).is_file() else source.encode()).hexdigest()[:12]
+    digest = file_sha256(Path(source)) if Path(source).is_file() else hashlib.sha256(source.encode()).hexdigest()
     name = without_password(source) if "://" in source else Path(source.split()[0]).name
-    return f"{name} {digest}"
+    return f"{name} {digest[:12]}"

@@ -1,14 +1,13 @@
 """An evaluation in the terminal: a bar while it plays, and the table that it ends with."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..agent.trajectory import Trajectory
-from .harness import Plan, endings, faults
+from .harness import Plan, endings
 from .metrics import Estimate
-from .summary import by_task, per_run, summarise
 
 
 @contextmanager
@@ -40,23 +39,21 @@ def judging(total: int) -> Iterator[Callable[[dict], None]]:
         yield lambda row: bar.update(task, advance=1)
 
 
-def print_rows(rows: Sequence[dict], about: str) -> None:
-    """What was evaluated (`about`) and its rates with intervals, then what is behind them: runs, and what is not known."""
+def print_metrics(metrics: dict) -> None:
+    """Of metrics.json: what was evaluated and its rates with intervals, then what is behind them: runs, and what is not known."""
     from rich.console import Console
     from rich.table import Table
 
-    table, console = by_task(rows), Console()
-    counts = Counter(row["outcome"] for row in rows)
-    rates = Table("metric", "value [95% interval over tasks]", title=f"{len(table)} tasks x {int(table.runs.iloc[0])} runs")
-    for name, estimate in summarise(rows).items():
-        rates.add_row(name, f"{estimate.value:.3f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]")
-    console.print(about, soft_wrap=True, highlight=False, markup=False)
+    console, runs, outcomes = Console(), metrics["accuracy_by_run"], metrics["outcomes"]
+    rates = Table("metric", "value [95% interval over tasks]", title=f"{metrics['tasks']} tasks x {metrics['runs']} runs")
+    for name, rate in metrics["rates"].items():
+        rates.add_row(name, f"{rate['value']:.3f} [{rate['ci_low']:.3f}, {rate['ci_high']:.3f}]")
+    console.print(metrics["about"], soft_wrap=True, highlight=False, markup=False)
     console.print(rates)
-    runs = per_run(rows)
     console.print(f"accuracy by run: lowest {min(runs):.3f}, highest {max(runs):.3f}")
-    told = ", ".join(f"{name} {counts[name]}" for name in ("correct", "wrong", "unscored", "missing"))
-    console.print(f"{told} of {len(rows)} runs; unscored and missing count as misses", soft_wrap=True)
-    for kind, count in faults(rows).items():
+    told = ", ".join(f"{name} {count}" for name, count in outcomes.items())
+    console.print(f"{told} of {sum(outcomes.values())} runs; unscored and missing count as misses", soft_wrap=True)
+    for kind, count in metrics["faults"].items():
         console.print(f"  unscored by a fault, {kind}: {count}", style="yellow")
 
 

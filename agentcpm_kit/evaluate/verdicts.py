@@ -55,7 +55,7 @@ CHOICE = re.compile(r"\b(?:choose|pick|say|be)\s+[AB]\b")
 RETRACTED = re.compile(r"\b(?:sorry|i meant|wait|actually|correction)\b", re.I)
 UNSURE = re.compile(r"\b(?:cannot|can't|unable|unclear|impossible)\b")
 YES_NO = re.compile(r"^\W*correct\s*[:=]\s*(.*)$", re.I | re.M)
-WORD = re.compile(r"(yes|no)(?:[^\w?]*$|\s*[.,;:!。–—-]+\s+(.*)$|,\s*(.*)$|\s+(because\s.*)$)", re.I | re.S)
+WORD = re.compile(r"(yes|no)(?:[^\w?]*$|(?:\s*[.,;:!。–—-]+\s+|,\s*|\s+(?=because\s))(.*)$)", re.I | re.S)
 YES_NO_INSIDE = re.compile(r"(?<!not )\bcorrect\s*[:=]\s*'?(yes|no)\b'?\s*(?=$|\n|[.;,]?\s*confidence)", re.I)
 CONCLUSION = re.compile(r"^[\W\d]*(?:最终|最后)?结论[ \t]*[:=]?[ \t]*(?:\n\s*)?(.*)$", re.M)  # here or on the next line
 CONDITION = re.compile(r"如果|假如|若")
@@ -185,9 +185,8 @@ def _yes_no(reply: str) -> bool | None:
             return None
         return said if isinstance(said, bool) else _word(str(said))
     text = _bare(ASIDE.sub(", ", reply))
-    if lines := YES_NO.findall(text):
-        after = text[[line.end() for line in YES_NO.finditer(text)][-1]:]
-        return None if RETRACTED.search(after) else _agreed_all(map(_word, lines))
+    if lines := list(YES_NO.finditer(text)):
+        return None if RETRACTED.search(text, lines[-1].end()) else _agreed_all(_word(line[1]) for line in lines)
     return _agreed(_word(said) for said in YES_NO_INSIDE.findall(text))
 
 
@@ -196,7 +195,7 @@ def _word(said: str) -> bool | None:
     found = WORD.match(re.sub(r"[\s.,;]*\bconfidence\b.*", "", said.strip(" '"), flags=re.I | re.S))
     if not found:
         return None
-    right, tail = found[1].lower() == "yes", (found[2] or found[3] or found[4] or "").lower()
+    right, tail = found[1].lower() == "yes", (found[2] or "").lower()
     other = re.sub(r"\b(?:correct|right) (?:answer|value|one)\b", "", tail)
     bears = SAME.search(tail) and not DOUBT.search(tail) if right else OTHER.search(tail) and not SAME.search(other)
     return right if not tail or bears else None

@@ -64,8 +64,12 @@ def judge_claims(load: Callable[[str], dict]) -> list[dict]:
 
 
 def metric_text(metric: dict) -> str:
-    """`0.12 [0.08, 0.16], n=200`, or `n=5 seeds`; shares with two decimals."""
-    value = f"{metric['value']:.2f}"
-    if metric["ci_low"] is not None and metric["ci_high"] is not None:
-        value += f" [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"
-    return f"{value}, n={metric['n']}{' seeds' if metric.get('over') == 'seeds' else ''}"
+    """`0.12 [0.08, 0.16], n=200`, or `n=5 seeds`."""
+    return f"{interval_text(metric)}, n={metric['n']}{' seeds' if metric.get('over') == 'seeds' else ''}"
+
+
+def interval_text(metric: dict) -> str:
+    """`0.12 [0.08, 0.16]`: shares with two decimals, and their interval where it is known."""
+    if metric["ci_low"] is None or metric["ci_high"] is None:
+        return f"{metric['value']:.2f}"
+    return f"{metric['value']:.2f} [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"

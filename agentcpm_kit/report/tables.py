@@ -9,7 +9,7 @@ from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
-from .claims import judge_claims, metric_text
+from .claims import interval_text, judge_claims, metric_text
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
 from .results import StageResult, finished_stages, over_seeds
 
@@ -46,7 +46,7 @@ def merging_table(profile: str) -> str:
         chosen = next(r["candidate"] for r in read_jsonl(stage.folder / "rows.jsonl") if r["kind"] == "chosen")
         rows.append((stage.seed.removeprefix("seed"), *(f"{stage.metrics[c]['value']:.2f}" for c in columns), chosen))
     combined = over_seeds(stages)["05_merge"]
-    means = (f"**{metric_text(combined[c]).partition(', n=')[0]}**" for c in columns)
+    means = (f"**{interval_text(combined[c])}**" for c in columns)
     return markdown_table(["seed", *columns.values(), "chosen on validation worlds"], [*rows, ("mean", *means, "")])
 
 
@@ -155,7 +155,7 @@ def doses_table(_profile: str) -> str:
 
 
 def _short(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.ci_low:.2f}, {estimate.ci_high:.2f}]"
+    return interval_text(estimate.fields())
 
 
 def trials_table(_profile: str) -> str:
@@ -181,7 +181,7 @@ def passk_table(profile: str, seed: str = "seed0") -> str:
     metrics = _stage(profile, "09_passk", seed).metrics
     ks = sorted(int(name.removeprefix("base_pass_at_")) for name in metrics if name.startswith("base_pass_at_"))
     columns = {**{f"pass@{k}": f"pass_at_{k}" for k in ks if k in (1, 4, 16, 64)}, f"maj@{ks[-1]}": "majority"}
-    rows = [(name, *(_share(metrics[f"{key}_{column}"]) for column in columns.values())) for name, key in MODELS.items()]
+    rows = [(name, *(interval_text(metrics[f"{key}_{column}"]) for column in columns.values())) for name, key in MODELS.items()]
     return markdown_table(["model", *columns], rows)
 
 
@@ -189,17 +189,13 @@ def table1_table(profile: str, seed: str = "seed0") -> str:
     """Markdown table of notebook 10: the counterpart of the paper's Table 1, a row per family."""
     stage = _stage(profile, "10_claims", seed)
     rows = [(f"`{family}`", FAMILIES[family][0] if family in FAMILIES else "(what the models learned)",
-             *(_share(stage.metrics[f"{key}_{family}"]) for key in MODELS.values()), stage.metrics[f"rl_{family}"]["n"])
+             *(interval_text(stage.metrics[f"{key}_{family}"]) for key in MODELS.values()), stage.metrics[f"rl_{family}"]["n"])
             for family in (*FAMILIES, "plain")]
     return markdown_table(["family", "stands in for", *MODELS, "tasks"], rows)
 
 
 def _stage(profile: str, name: str, seed: str) -> StageResult:
     return next(s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed))
-
-
-def _share(metric: dict) -> str:
-    return f"{metric['value']:.2f} [{metric['ci_low']:.2f}, {metric['ci_high']:.2f}]"
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,

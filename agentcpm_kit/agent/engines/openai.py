@@ -130,11 +130,11 @@ class OpenAIEngine(Closing):
     def _result(self, turn: Turn, future: Future) -> Sample | EngineFault:
         try:
             return self._read(turn, future.result())
-        except EngineFault as fault:
-            return EngineFault(self.servers.hide(str(fault)), fault.kind, fault.again)
+        except EngineFault as error:
+            fault = error
         except Exception as error:  # a server may send anything, and one turn's reply must not end the others
-            words = f"unreadable reply: {type(error).__name__}: {one_line(error)[:500]}"
-            return EngineFault(self.servers.hide(words), "bad_reply")
+            fault = EngineFault(f"unreadable reply: {type(error).__name__}: {one_line(error)[:500]}", "bad_reply")
+        return EngineFault(self.servers.hide(str(fault)), fault.kind, fault.again)
 
     def _read(self, turn: Turn, reply: dict) -> Sample:
         if not reply.get("choices"):

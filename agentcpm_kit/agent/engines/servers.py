@@ -45,8 +45,8 @@ class Endpoint:
 
     @cached_property
     def place(self) -> str:
-        """Host and port, without a password that the URL may hold."""
-        return urlsplit(self.url).netloc.rpartition("@")[2]
+        """Host and port."""
+        return urlsplit(without_password(self.url)).netloc
 
     @cached_property
     def proxy(self) -> dict:
@@ -59,13 +59,14 @@ class Endpoint:
         url = None if proxy_bypass(self.place) else proxies.get(urlsplit(self.url).scheme) or proxies.get("all")
         if url is None:
             return {}
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        url = url if "://" in url else f"http://{url}"
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise Failed(f"{self.place}: a proxy of the kind {parts.scheme} is not supported", "refused", again=False)
         from aiohttp import BasicAuth  # apart from the URL, which stands in errors
 
         auth = {"proxy_auth": BasicAuth(unquote(parts.username), unquote(parts.password or ""))} if parts.username else {}
-        return {"proxy": parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), **auth}
+        return {"proxy": without_password(url), **auth}
 
     def put_aside(self) -> None:
         self.aside_until = time.monotonic() + ASIDE_S
