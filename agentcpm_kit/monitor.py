@@ -22,6 +22,8 @@ class Monitor:
                              TextColumn("{task.fields[what]}"), console=self.console, disable=not self.live)
         self.total = self.bars.add_task("run", total=stages, what="")
         self.count, self.done, self.peak_gb = stages, 0, 0.0
+        self.expected: dict[str, float] = {}  # seconds of stages, where they were estimated
+        self.took: dict[str, float] = {}
 
     def __enter__(self) -> "Monitor":
         self.bars.start()
@@ -30,13 +32,28 @@ class Monitor:
     def __exit__(self, *_) -> None:
         self.bars.stop()
 
+    def expect(self, seconds: dict[str, float]) -> None:
+        """Tell how long the stages to come will take, all in all and each."""
+        self.expected = seconds
+        stages = ", ".join(f"{name[:2]}: {took / 60:.0f}" for name, took in seconds.items())
+        self.say(f"estimated: {sum(seconds.values()) / 60:.0f} minutes ({stages})")
+
+    def compare(self) -> None:
+        """Tell how long they took beside what was expected of them."""
+        if both := self.expected.keys() & self.took.keys():
+            guess, truth = (sum(known[name] for name in both) / 60 for known in (self.expected, self.took))
+            self.say(f"took {truth:.0f} minutes, {guess:.0f} were estimated")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
     def skipped(self, name: str) -> None:
         self._advance(f"{name}: done before, skipped")
 
     def _advance(self, line: str) -> None:
         self.done += 1
         self.bars.update(self.total, completed=self.done)
-        self.console.print(f"[{self.done}/{self.count}] {line}", markup=False)
+        self.say(f"[{self.done}/{self.count}] {line}")
 
     @contextmanager
     def stage(self, name: str, folder: Path):
@@ -52,7 +69,9 @@ class Monitor:
             stop.set()
             watcher.join()
             self.bars.remove_task(bar)
-        self._advance(f"{name}: {time.time() - started:.0f} s, peak memory {self.peak_gb:.1f} GB")
+        self.took[name] = time.time() - started
+        expected = f" (estimated {self.expected[name]:.0f})" if name in self.expected else ""
+        self._advance(f"{name}: {self.took[name]:.0f} s{expected}, peak memory {self.peak_gb:.1f} GB")
 
     def _watch(self, progress: Path, bar, stop: threading.Event) -> None:
         while not stop.wait(0.5):

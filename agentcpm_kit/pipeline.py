@@ -22,6 +22,7 @@ import psutil
 import yaml
 
 from .errors import KitError, unknown
+from .estimate import LONG, estimate, planned
 from .files import append_jsonl, write_atomic, write_json
 from .monitor import Monitor
 from .profile import Profile, load_profile, refuse_resets, repo_root, results_root
@@ -136,8 +137,10 @@ def run(profile: str, stages: str | None = None, seed: int = 0, force: bool = Fa
     folder = results_root() / profile / f"seed{seed}"
     check_writable(folder, settings.machine.disk_gb / 4)
     with sigterm_interrupts(), exclusive(folder), Monitor(len(names)) as monitor:
+        _foretell(settings, seed, parameters, force, monitor)
         for name in names:
             _run_stage(name, settings, seed, parameters[name], force, monitor)
+        monitor.compare()
     from .report.html import build_report
     from .report.terminal import print_summary
 
@@ -159,6 +162,20 @@ def refuse_impossible(profile: Profile, names: list[str]) -> None:
         refuse_resets(profile)
 
 
+def _foretell(profile: Profile, seed: int, parameters: dict[str, dict], force: bool, monitor: Monitor) -> None:
+    """Say how long the stages that are not done will take, where that is hours."""
+    if profile.machine.minutes < LONG:
+        return
+    coming = [name for name, params in parameters.items()
+              if force or not is_done(stage_folder(profile.name, seed, name), input_hash(name, profile, seed, params))]
+    if not set(coming) & planned(profile).keys():
+        return
+    monitor.say("timing this machine ...")
+    found = estimate(profile)
+    write_json(stage_folder(profile.name, seed, "estimate.json"), found)
+    monitor.expect({name: seconds for name, seconds in found["seconds"].items() if name in coming})
+
+
 def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monitor: Monitor) -> None:
     folder, log = stage_folder(settings.name, seed, name), stage_folder(settings.name, seed, "run.jsonl")
     inputs = input_hash(name, settings, seed, params)  # before the work: code edited meanwhile did not make the result
@@ -173,7 +190,8 @@ def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monito
     with monitor.stage(name, folder):
         partial = folder / "partial.ipynb"
         _execute(name, partial, {"profile": settings.name, "seed": seed, **params})
-    usage = {"seconds": round(time.time() - started, 1), "peak_memory_gb": monitor.peak_gb}
+    usage = {"seconds": round(time.time() - started, 1), "peak_memory_gb": monitor.peak_gb,
+             "estimated_s": monitor.expected.get(name)}
     _complete(name, folder, usage)
     append_jsonl(log, {"stage": name, "skipped": False, **usage})
     mark_done(folder, inputs)

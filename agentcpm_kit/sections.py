@@ -73,6 +73,7 @@ class Model(Section):
     base: str
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
     served: dict[str, Served] = {}
+    rows_at_once: PositiveInt = 16  # of a pass in training, forward and back: bounds memory, changes nothing else
     vllm_memory: float | None = None  # of each engine, two at most: share of the GPU (0.9), on a CPU GB of cache (1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -139,9 +140,15 @@ class Trajectories(Section):
     rejection_samples: int
 
 
-class SFT(Section):
+class Adapter(Section):
+    """LoRA, in float32 whatever the model's type. Below the layers that it changes, no gradient is computed or stored."""
+
+    lora_rank: NonNegativeInt = 0  # 0 trains all weights, as the paper's scripts do
+    lora_layers: NonNegativeInt = 0  # so many of the last layers; 0: all
+
+
+class SFT(Adapter):
     backend: Literal["unsloth", "trl"]
-    lora_rank: NonNegativeInt  # 0 trains all weights, as the paper's scripts do
     learning_rate: PositiveFloat
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -193,7 +200,7 @@ class Noise(Section):
     context_limit: Share = 0.0
 
 
-class RL(Section):
+class RL(Adapter):
     loss: Literal["grpo", "gspo", "minirl", "cispo", "reinforce"]
     aggregation: Literal["token_mean", "sequence_sum", "sequence_mean"] = "token_mean"
     importance_weight_cap_ratio: PositiveFloat = 4.0  # kappa of the staleness mask: see train/losses.py

@@ -25,7 +25,8 @@ RUNNER_VARIABLE = "AGENTCPM_KIT_RUNNER"  # set by `pipeline`: it saves the noteb
 NOT_A_RESULT = "not a result"
 MARKER = ".inputs"  # the hash of the inputs that the work in a stage's folder was begun with
 # Modules that cannot change a number; all others are inputs of every stage.
-NO_INPUT = ("cli.py", "pipeline.py", "monitor.py", "doctor.py", "environment.py", "tracking.py", "report", "ask.py")
+NO_INPUT = ("cli.py", "pipeline.py", "monitor.py", "estimate.py", "fetch.py", "doctor.py", "environment.py", "tracking.py",
+            "report", "ask.py")
 
 
 def notebooks() -> dict[str, Path]:

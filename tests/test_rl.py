@@ -162,13 +162,11 @@ def test_rl_trains_on_the_sampled_tokens(tmp_path):
                for r in rows)
 
 
-def test_passes_of_an_update_add_up(tmp_path, monkeypatch):
+def test_passes_of_an_update_add_up(tmp_path):
     """Sixteen rollouts in one pass or in four: the same loss and gradient but for rounding."""
-    from agentcpm_kit.train import rl
-
-    whole = run(tmp_path / "one", rl_profile(steps=1), "clean")
-    monkeypatch.setattr(rl, "MICRO_BATCH", 4)
-    parts = run(tmp_path / "four", rl_profile(steps=1), "clean")
+    profile = rl_profile(steps=1)
+    few = profile.model_copy(update={"model": profile.model.changed(rows_at_once=4)})
+    whole, parts = run(tmp_path / "one", profile, "clean"), run(tmp_path / "four", few, "clean")
     assert whole[0]["grad_norm"] > 0
     assert [parts[0][k] for k in ("loss", "grad_norm")] == pytest.approx([whole[0][k] for k in ("loss", "grad_norm")], rel=1e-3)
 

@@ -3,15 +3,17 @@
 And what its trainers share: the order of batches, the loss where there is no triton, the checkpoint to go on from.
 """
 
+import copy
 import json
 import math
 import os
 import shutil
 from pathlib import Path
 
+from ..artefacts import write_checksums
 from ..errors import KitError
 from ..profile import Profile
-from ..sections import SFT
+from ..sections import SFT, Adapter
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -27,11 +29,36 @@ def load_for_training(model: Path, profile: Profile, settings: SFT, seed: int):
     from ..agent.engines import load_model
 
     loaded, tokenizer = load_model(model, profile.model.dtype)
-    if settings.lora_rank:
-        from peft import LoraConfig, get_peft_model
+    return with_adapter(loaded, settings, seed), tokenizer
 
-        loaded = get_peft_model(loaded, LoraConfig(**_lora(settings), task_type="CAUSAL_LM"))
-    return loaded, tokenizer
+
+def with_adapter(model, settings: Adapter, seed: int):
+    """The model with a fresh adapter of `settings.lora_rank`, which alone is trainable, in float32; 0: as it is."""
+    if not settings.lora_rank:
+        return model
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():  # half of its weights are drawn at random
+        torch.manual_seed(seed)
+        return get_peft_model(model, LoraConfig(**_lora(settings, model), task_type="CAUSAL_LM"))
+
+
+def without_adapter(model):
+    """A copy in plain weights of a model with an adapter; any other model itself."""
+    return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def save_plain(model, tokenizer, out: Path) -> None:
+    """Plain weights (an adapter is kept beside them and merged into them), tokenizer, checksums."""
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(f"{out}-adapter", safe_serialization=True)
+        model = model.merge_and_unload()
+    model.config.use_cache = True  # training turned it off
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    write_checksums(out)
 
 
 def _through_unsloth(model: Path, profile: Profile, settings: SFT, seed: int):
@@ -48,7 +75,7 @@ def _through_unsloth(model: Path, profile: Profile, settings: SFT, seed: int):
         str(model), max_seq_length=profile.limits.max_context_tokens, dtype=getattr(torch, profile.model.dtype),
         load_in_4bit=False, full_finetuning=settings.lora_rank == 0, use_gradient_checkpointing=checkpointing)
     if settings.lora_rank:
-        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(settings), random_state=seed,
+        loaded = FastLanguageModel.get_peft_model(loaded, **_lora(settings, loaded), random_state=seed,
                                                   use_gradient_checkpointing=checkpointing)
     return loaded, tokenizer
 
@@ -56,6 +83,11 @@ def _through_unsloth(model: Path, profile: Profile, settings: SFT, seed: int):
 def saves_memory(profile: Profile) -> bool:
     """Gradient checkpointing computes activations twice to store fewer: worth it on a GPU, a third slower on a CPU."""
     return profile.machine.gpu_memory_gb > 0
+
+
+def rows_at_once(rows: int, profile: Profile) -> int:
+    """How many of an update's rows a pass takes: the most that divide them and that the profile allows."""
+    return next(n for n in range(min(rows, profile.model.rows_at_once), 0, -1) if rows % n == 0)
 
 
 def without_triton(trainer: type) -> type:
@@ -113,5 +145,8 @@ def not_finite(logs: dict) -> str | None:
     return next((name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))), None)
 
 
-def _lora(settings: SFT) -> dict:
-    return {"r": settings.lora_rank, "lora_alpha": settings.lora_rank, "lora_dropout": 0.0, "target_modules": LINEAR_LAYERS}
+def _lora(settings: Adapter, model) -> dict:
+    count = model.config.num_hidden_layers
+    chosen = list(range(max(0, count - settings.lora_layers), count)) if settings.lora_layers else None
+    return {"r": settings.lora_rank, "lora_alpha": settings.lora_rank, "lora_dropout": 0.0, "target_modules": LINEAR_LAYERS,
+            "layers_to_transform": chosen}

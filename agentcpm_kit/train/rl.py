@@ -12,10 +12,9 @@ from ..agent.engines import Engine, TransformersEngine, load_model, open_engine
 from ..errors import KitError
 from ..profile import Profile, refuse_resets
 from ..world import Task
-from .loading import last_checkpoint
+from .loading import last_checkpoint, rows_at_once, save_plain, with_adapter
 from .rollouts import Arm, tasks_needed
 
-MICRO_BATCH = 16  # rollouts per forward and backward pass; bounds memory, changes nothing else
 OnStep = Callable[[int, dict], None]
 Evaluate = Callable[[Engine], float]
 
@@ -34,22 +33,19 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
     """
     from transformers import PrinterCallback
 
-    from ..artefacts import write_checksums
     from .rl_trainer import trainer_class
     from .rl_watch import watch
 
     _refuse(profile, tasks)
     loaded, tokenizer = load_model(model, profile.model.dtype)
+    loaded = with_adapter(loaded, profile.rl, seed)
     work = Path(f"{out}-trainer")
     with _rollout_engine(model, loaded, tokenizer, profile) as engine:
         trainer = trainer_class()(loaded, tokenizer, tasks, profile, _config(profile, work, seed), arm, seed, engine, model)
         trainer.remove_callback(PrinterCallback)  # each step is logged by `on_step`
         trainer.add_callback(watch(trainer, profile.rl, evaluate, on_step))
         trainer.train(resume_from_checkpoint=trainer.take_up(last_checkpoint(work)))
-    out.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
-    write_checksums(out)
+    save_plain(trainer.model, tokenizer, out)
     return out
 
 
@@ -65,7 +61,7 @@ def _refuse(profile: Profile, tasks: list[Task]) -> None:
 
 def _rollout_engine(path: Path, model, tokenizer, profile: Profile) -> Engine:
     """The engine of the rollouts: over the very model that is trained, over a copy of it where rollouts go on beside the
-    training, or vLLM. The last two get new weights before each step."""
+    training, or vLLM. The last two get new weights before each step, an adapter's merged into them."""
     if profile.model.engine == "vllm":
         return open_engine(path, profile, profile.rl.temperature)
     if profile.rl.asynchronous:
@@ -79,11 +75,11 @@ def _config(profile: Profile, work: Path, seed: int):
 
     rl = profile.rl
     rollouts = rl.questions_per_step * rl.group_size
-    accumulation = next(n for n in range(max(1, rollouts // MICRO_BATCH), 0, -1) if rollouts % n == 0)
+    at_once = rows_at_once(rollouts, profile)
     return GRPOConfig(
         output_dir=str(work), max_steps=rl.steps, learning_rate=rl.learning_rate, lr_scheduler_type="constant_with_warmup",
         warmup_steps=rl.warmup_steps, adam_epsilon=rl.adam_epsilon, adam_beta1=rl.adam_beta1, adam_beta2=rl.adam_beta2,
-        per_device_train_batch_size=rollouts // accumulation, gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=at_once, gradient_accumulation_steps=rollouts // at_once,
         num_generations=rl.group_size, max_completion_length=profile.limits.max_context_tokens, beta=0.0,
         scale_rewards="none", max_grad_norm=1.0, weight_decay=0.0, logging_steps=1, save_steps=rl.save_every, save_total_limit=1,
         logging_nan_inf_filter=False,  # its default replaces a NaN by the mean of earlier losses

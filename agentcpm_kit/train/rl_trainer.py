@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import KitError
+from .loading import rows_at_once, without_adapter
 from .losses import AGGREGATIONS, Staleness, clipped, token_losses
 from .rl_batch import assert_sampled_tokens, columns, in_length_chunks, without_idle_rows
 from .rollouts import Update, fill, load_update, save_update
@@ -30,11 +31,16 @@ class Rollouts:
         ahead, self.ahead = self.ahead, None
         update = ahead.result() if ahead else None
         if update is None or self.thread:
-            self.engine.load_weights(model)
+            self.renew(model)
         update = update or self._collect(step, step)
         if self.thread and step + 1 < self.profile.rl.steps:
             self.ahead = self.thread.submit(self._collect, step + 1, step)
         return update
+
+    def renew(self, model) -> None:
+        """Give the engine the newest weights; one that plays with the very model that is trained has them."""
+        if getattr(self.engine, "model", None) is not model:
+            self.engine.load_weights(without_adapter(model))
 
     def _collect(self, step: int, version: int) -> Update:
         return fill(self.tasks, self.engine, self.profile, self.arm, self.seed, step, version)
@@ -136,11 +142,16 @@ def trainer_class():
             if not self.kit.rl.kl_rollouts:
                 return None
             rows = torch.arange(0, len(batch["advantages"]), max(1, len(batch["advantages"]) // self.kit.rl.kl_rollouts))
-            some = in_length_chunks({k: v[rows] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}, 1)[0]
-            mask = (some["completion_mask"] * some["tool_mask"]).bool()
+            some = {k: v[rows] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.dim() == 2}
+            passes = len(rows) // rows_at_once(len(rows), self.kit)
+            return float(torch.cat([self._distances(chunk) for chunk in in_length_chunks(some, passes)]).mean())
+
+        def _distances(self, rows):
+            """Of each sampled token of some rows."""
+            mask = (rows["completion_mask"] * rows["tool_mask"]).bool()
             with torch.no_grad():
-                gap = self.sampled_logprobs(self._start_model(), some, mask) - some["sampling_per_token_logps"]
-            return float((gap.exp() - 1 - gap)[mask].mean())
+                gap = self.sampled_logprobs(self._start_model(), rows, mask) - rows["sampling_per_token_logps"]
+            return (gap.exp() - 1 - gap)[mask]
 
         def _start_model(self):
             from ..agent.engines import load_model

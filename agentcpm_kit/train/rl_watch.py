@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..agent.engines import TransformersEngine
+from ..agent.engines import Engine, TransformersEngine
 from ..errors import KitError
 from ..sections import RL
 from .loading import not_finite
@@ -95,10 +95,13 @@ def stop(control, name: str, step: int, reason: str) -> None:
     print(f"RL of {name} stopped at step {step}: {reason}; lower rl.learning_rate, or look at what is rewarded")
 
 
-def policy_engine(trainer, temperature: float) -> TransformersEngine:
-    """An engine over the weights that are trained, whatever plays the rollouts."""
-    engine = trainer.rollouts.engine
-    return TransformersEngine(trainer.model, engine.tokenizer, temperature, engine.batch_size)
+def policy_engine(trainer, temperature: float) -> Engine:
+    """An engine over the newest weights: that of the rollouts, unless it is playing the next step's."""
+    rollouts = trainer.rollouts
+    if rollouts.thread is None:
+        rollouts.renew(trainer.model)
+        return rollouts.engine
+    return TransformersEngine(trainer.model, rollouts.engine.tokenizer, temperature, rollouts.engine.batch_size)
 
 
 def step_row(trainer) -> dict:

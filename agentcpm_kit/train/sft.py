@@ -5,7 +5,6 @@ same without Unsloth, chosen in the profile, never fallen back to in silence. Th
 sampled tokens alone. The paper's scripts train all weights (`lora_rank: 0`), lr 2e-5, 3 epochs.
 """
 
-import copy
 import hashlib
 import json
 import math
@@ -20,7 +19,17 @@ from ..files import write_atomic
 from ..profile import Profile
 from ..sections import SFT
 from .data import IGNORED
-from .loading import in_length_groups, last_checkpoint, load_for_training, not_finite, saves_memory, without_triton
+from .loading import (
+    in_length_groups,
+    last_checkpoint,
+    load_for_training,
+    not_finite,
+    rows_at_once,
+    save_plain,
+    saves_memory,
+    without_adapter,
+    without_triton,
+)
 from .retention import anchored
 
 SAVES = 10  # checkpoints of a run: a killed one loses a tenth of its work at most
@@ -63,7 +72,7 @@ def fine_tune(model: Path, rows: list[dict], profile: Profile, settings: SFT, ou
     _assert_labels_survive(trainer, rows)
     trainer.add_callback(_watch(watchers, tokenizer, work))
     result = trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    _save(trainer.model, tokenizer, out)
+    save_plain(trainer.model, tokenizer, out)
     learned = sum(label >= 0 for row in rows for label in row["labels"])
     return {"steps": result.global_step, "tokens": learned, "final_loss": _final_loss(trainer.state.log_history)}
 
@@ -88,9 +97,11 @@ def _arguments(profile: Profile, settings: SFT, work: Path, seed: int, steps: in
     import torch
     from trl import SFTConfig
 
+    at_once = rows_at_once(settings.batch_size, profile)
     return SFTConfig(
         output_dir=str(work), seed=seed, num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=at_once, gradient_accumulation_steps=settings.batch_size // at_once,
+        per_device_eval_batch_size=at_once,
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=math.ceil(settings.warmup_ratio * steps),
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", adam_epsilon=settings.adam_epsilon,
         max_length=None, packing=False, padding_free=False, dataset_num_proc=1,
@@ -144,7 +155,7 @@ def _watch(watchers: Watchers, tokenizer, work: Path):
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
             if watchers.on_check:
-                _save(copy.deepcopy(model) if hasattr(model, "merge_and_unload") else model, tokenizer, work / "checked")
+                save_plain(without_adapter(model), tokenizer, work / "checked")
                 watchers.on_check(state.global_step, work / "checked", metrics["eval_loss"])
 
     return Watch()
@@ -171,17 +182,3 @@ def _clear_other_work(work: Path, model: Path, rows: list[dict], settings: SFT, 
 def _final_loss(history: list[dict], last: int = 5) -> float:
     losses = [row["loss"] for row in history if "loss" in row][-last:]
     return sum(losses) / len(losses)
-
-
-def _save(model, tokenizer, out: Path) -> None:
-    """Plain weights (an adapter is kept beside them and merged into them), tokenizer, checksums."""
-    from ..artefacts import write_checksums
-
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(f"{out}-adapter", safe_serialization=True)
-        model = model.merge_and_unload()
-    model.config.use_cache = True  # training turned it off
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
-    write_checksums(out)

@@ -62,9 +62,8 @@ class TransformersEngine(Closing):
         self.model = None
 
     def load_weights(self, model) -> None:
-        """Go on with the weights of another model of the same shape; nothing to do where it is the engine's own."""
-        if model is not self.model:
-            self.model.load_state_dict(model.state_dict())
+        """Go on with the weights of another model of the same shape."""
+        self.model.load_state_dict(model.state_dict())
 
     def submit(self, turn: Turn) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
