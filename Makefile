@@ -47,6 +47,7 @@ bench: $(STAMP)  ## measure worlds, MCP server, parser, loop, evaluation, long h
 	$(BIN)/python benchmarks/mcp_load.py --clients 200 --seconds 60
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/horizon.py
@@ -62,8 +63,8 @@ lint: $(STAMP)  ## check the style
 lock:  ## remake the lock files (network, 4 minutes)
 	$(PYTHON) requirements/lock.py
 
-reference: $(STAMP)  ## copy a finished micro run to results/reference and the README's tables
-	$(BIN)/python -m agentcpm_kit.report.reference
+reference: $(STAMP)  ## copy a finished run to results/reference and the README's tables (PROFILE=small: not of micro)
+	$(BIN)/python -m agentcpm_kit.report.reference $(PROFILE)
 
 clean:  ## remove runs (not results/reference) and the environment
 	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +

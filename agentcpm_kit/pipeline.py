@@ -225,6 +225,7 @@ def _execute(name: str, partial: Path, parameters: dict) -> None:
 
     os.environ[RUNNER_VARIABLE] = "1"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM on a CPU remarks on memory nodes at every start
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         interruptible(lambda: papermill.execute_notebook(

@@ -179,6 +179,18 @@ def test_every_loss_trains(tmp_path, loss, aggregation):
     assert len(rows) == 2 and any(not torch.equal(before[n], after[n]) for n in before)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_adapter_of_the_last_layer_trains_nothing_else(tmp_path, asynchronous):
+    """The policy that plays has it too, merged or not: the gap to the one that learns stays rounding."""
+    rows = run(tmp_path / "out", rl_profile(lora_rank=4, lora_layers=1, learning_rate=1e-2, asynchronous=asynchronous))
+    before, after = load_file(MODEL / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    changed_ones = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed_ones and all("layers.3." in name and "proj" in name for name in changed_ones)
+    assert rows[-1]["kl_to_start"] > 1e-6 and len(rows) == 4
+    if not asynchronous:
+        assert all(r["policy_gap"] < 1e-3 for r in rows), rows
+
+
 def test_asynchronous_rollouts_are_one_step_old(tmp_path):
     """Those of the first step are fresh, and the policy has moved since all others were sampled."""
     rows = run(tmp_path / "out", rl_profile(asynchronous=True))

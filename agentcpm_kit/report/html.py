@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import KitError
 from ..files import write_atomic
 from ..profile import load_profile
-from .results import StageResult, finished_stages, out_of_date
+from .claims import side_by_side
+from .results import REPORTED, StageResult, committed, finished_stages, out_of_date, over_seeds
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -47,7 +48,7 @@ def build_report(profile_folder: Path) -> Path:
     body = [f"<h1>agentcpm-kit: {escape(profile.name)}</h1>", f"<p>{_description(stages[0])}</p>"]
     if not profile.is_result:
         body.append('<p class="warn">This profile checks that everything runs. Not a result.</p>')
-    body += [_navigation(stages), "<h2>The paper's claims beside ours</h2>", *_claims(stages)]
+    body += [_navigation(stages), "<h2>The paper's claims beside ours</h2>", *_claims(stages, profile.name)]
     old = out_of_date(stages)
     body += [_section(name, [s for s in stages if s.name == name], old) for name in dict.fromkeys(s.name for s in stages)]
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -71,14 +72,21 @@ def _title(stage: StageResult) -> str:
     return number(f"{stage.path}/config.json#stage", stage.name)
 
 
-def _claims(stages: list[StageResult]) -> list[str]:
-    """One table per seed that has verdicts: the claim, what the paper reports, what was measured, the verdict."""
+def _claims(stages: list[StageResult], profile: str) -> list[str]:
+    """One table per seed that has verdicts: the claim, what the paper reports, what was measured, the verdict.
+
+    Beside it the verdicts on the committed runs of the other profiles.
+    """
     tables = []
+    others = {name: [row[f"verdict on {name}"] for row in side_by_side({name: over_seeds(committed(name))})]
+              for name in REPORTED if name != profile}
+    more = "".join(f"<th>verdict on {name}, as committed</th>" for name in others)
     for verdicts in (s for s in stages if s.name.startswith("10")):
         rows = [json.loads(line) for line in (verdicts.folder / "rows.jsonl").read_text().splitlines()]
-        cells = [_claim(i, r, verdicts, stages) for i, r in enumerate(rows) if r["kind"] == "claim"]
+        judged = [(i, row) for i, row in enumerate(rows) if row["kind"] == "claim"]
+        cells = [_claim(i, row, verdicts, stages, [other[k] for other in others.values()]) for k, (i, row) in enumerate(judged)]
         tables.append("<table><tr><th>claim</th><th>paper</th><th>measured here: value [interval], n</th><th>verdict</th>"
-                      f"</tr>{''.join(cells)}</table><p>{number(f'{verdicts.path}/env.json#seed', _seed(verdicts))}"
+                      f"{more}</tr>{''.join(cells)}</table><p>{number(f'{verdicts.path}/env.json#seed', _seed(verdicts))}"
                       " is the seed. Intervals cover the true value in nineteen of twenty cases.</p>")
     return tables or ["<p>No table yet: <code>agentcpm-kit run --stages claims</code> makes it.</p>"]
 
@@ -87,16 +95,19 @@ def _seed(stage: StageResult) -> int:
     return stage.read("env.json")["seed"]
 
 
-def _claim(line: int, row: dict, verdicts: StageResult, stages: list[StageResult]) -> str:
+def _claim(line: int, row: dict, verdicts: StageResult, stages: list[StageResult], others: list[str]) -> str:
     source = f"{verdicts.path}/rows.jsonl#{line}"
     measured = []
     for name in row["metrics"]:
         found = [s for s in stages if (s.seed, s.name) == (verdicts.seed, row["stage"]) and name in s.metrics]
         value = _metric(f"{found[0].path}/metrics.json#{name}", found[0].metrics[name]) if found else "of the reference run"
         measured.append(f"{escape(name)}: {value}")
-    mark = f'<span class="v {row["verdict"].replace(" ", "-")}">{row["verdict"]}</span>'
     return (f"<tr><td>{number(f'{source}.claim', row['claim'])}</td><td>{number(f'{source}.paper', row['paper'])}</td>"
-            f"<td>{'<br>'.join(measured)}</td><td>{mark}</td></tr>")
+            f"<td>{'<br>'.join(measured)}</td>{''.join(map(_mark, [row['verdict'], *others]))}</tr>")
+
+
+def _mark(verdict: str) -> str:
+    return f'<td><span class="v {verdict.replace(" ", "-")}">{verdict}</span></td>'
 
 
 def _metric(source: str, m: dict) -> str:

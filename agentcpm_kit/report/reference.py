@@ -1,8 +1,8 @@
-"""``make reference``: keep a finished micro run as committed evidence, and remake what is generated from it.
+"""``make reference``: keep a finished run as committed evidence, and remake what is generated from it.
 
-Copies metrics, rows, figures, config and env of every stage to results/reference/<profile>/, ships the checkpoints
-that notebooks fall back to (data/models/micro-*), stores the executed notebooks' outputs in notebooks/, and writes
-the tables between the markers of README.md.
+Copies metrics, rows, figures, config and env of every stage to results/reference/<profile>/, some transcripts beside them, and
+writes the tables between the markers of README.md. Of `micro` it also ships the checkpoints that notebooks fall back to
+(data/models/micro-*), and stores the executed notebooks' outputs in notebooks/; of others it keeps them with the evidence.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from ..errors import KitError
 from ..files import write_atomic
 from ..profile import repo_root, results_root
 from .results import finished_stages
-from .tables import TABLES, reference_folder
+from .tables import MODELS, TABLES, reference_folder
+from .transcripts import beside_each_other
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")
 SHIPPED = {"micro-sft": ("04_sft", "model"), "micro-sft-second": ("05_merge", "second-run"),
            "micro-merge": ("05_merge", "merged"), "micro-rl": ("07_rl", "clean")}
+SHOWN = 10  # tasks whose transcripts are kept
 LARGEST_ROWS = 400_000  # bytes; evidence is committed small
 
 
@@ -45,6 +47,23 @@ def keep_run(profile: str) -> None:
             shutil.copytree(stage.folder / "figures", out / "figures")
     write_atomic(target / "COMMAND", f"agentcpm-kit run --profile {profile} --seed N   "
                  "(parameters that are no defaults: config.json, commit and machine: env.json of each stage)\n")
+
+
+def keep_transcripts(profile: str, seed: int = 0) -> None:
+    """Some of notebook 10's plain questions as each model plays them, before training and after."""
+    from ..evaluate.harness import transcripts
+    from ..evaluate.tasks import load_suite
+
+    played = results_root() / profile / f"seed{seed}" / "10_claims/evaluation"
+    models = [name for name in MODELS if (played / name / "plain").is_dir()]
+    if models:
+        tasks, shown = load_suite("plain").tasks[:SHOWN], {}
+        for name in models:
+            first = {t.task_id: t for episode, t in transcripts(played / name / "plain").items() if episode.split("/")[1] == "0"}
+            shown[name] = [first[task.task_id] for task in tasks]
+        text = beside_each_other(f"Profile {profile}: {len(tasks)} tasks of test worlds, before training and after", shown,
+                                 {task.task_id: task.answer for task in tasks})
+        write_atomic(reference_folder(profile) / "transcripts.md", text)
 
 
 def ship_checkpoints(profile: str, seed: int = 0) -> None:
@@ -142,7 +161,12 @@ def main(profile: str = "micro") -> None:
         _place((repo_root() / "README.md").read_text(), name)
     executed = with_outputs(profile)
     keep_run(profile)
-    ship_checkpoints(profile)
+    keep_transcripts(profile)
+    if profile == "micro":  # whose models are small enough, and whose outputs the notebooks show
+        ship_checkpoints(profile)
+    else:
+        (reference_folder(profile) / "notebooks").mkdir(exist_ok=True)
+        executed = {reference_folder(profile) / "notebooks" / path.name: notebook for path, notebook in executed.items()}
     for path, notebook in executed.items():
         nbformat.write(notebook, path)
     write_readme(profile)
@@ -151,6 +175,6 @@ def main(profile: str = "micro") -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:])
     except KitError as error:
         sys.exit(f"error: {error}")

@@ -10,6 +10,8 @@ from ..pipeline import default_parameters
 from ..profile import load_profile, repo_root, results_root
 from ..stage import input_hash, is_done, notebooks, stages_read
 
+REPORTED = ("micro", "small")  # profiles whose runs are committed, and shown beside each other
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -49,10 +51,15 @@ class StageResult:
         return sorted((self.folder / "figures").glob("*.png"))
 
 
+def committed(profile: str) -> list[StageResult]:
+    """The finished stages that the kit comes with, by stage and then seed."""
+    return finished_stages(repo_root() / "results/reference" / profile)
+
+
 def with_reference(profile: str) -> list[StageResult]:
     """Finished stages of this machine's runs, and the committed ones of those seeds and stages that were not run here."""
-    roots = (repo_root() / "results/reference" / profile, results_root() / profile)
-    return _ordered({stage.path: stage for root in roots for stage in finished_stages(root)}.values())
+    found = committed(profile) + finished_stages(results_root() / profile)
+    return _ordered({stage.path: stage for stage in found}.values())
 
 
 def over_seeds(stages: Iterable[StageResult]) -> dict[str, dict[str, dict]]:

@@ -9,9 +9,9 @@ from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
 from ..profile import repo_root
 from ..world.tasks import FAMILIES
-from .claims import interval_text, judge_claims, metric_text
+from .claims import interval_text, metric_text, side_by_side
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
-from .results import StageResult, finished_stages, over_seeds
+from .results import REPORTED, StageResult, finished_stages, over_seeds
 
 
 def reference_folder(profile: str) -> Path:
@@ -22,14 +22,14 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def claims_table(profile: str) -> str:
-    """Markdown table of the committed reference runs: over seeds, where several were kept."""
-    metrics = over_seeds(finished_stages(reference_folder(profile)))
-    rows = []
-    for number, claim in enumerate(judge_claims(lambda name: metrics.get(name, {})), 1):
-        measured = "<br>".join(f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items())
-        rows.append((number, claim["claim"], claim["paper"], measured or "-", f"**{claim['verdict']}**"))
-    return markdown_table(["", "claim of the paper", "reported", "measured on micro: value [95% interval], n", "verdict"], rows)
+def claims_table(_profile: str) -> str:
+    """Markdown table of the committed reference runs of all profiles: over seeds, where several were kept."""
+    found = side_by_side({name: over_seeds(finished_stages(reference_folder(name))) for name in REPORTED})
+    head = [column for name in REPORTED for column in (f"measured on {name}: value [95% interval], n", f"verdict on {name}")]
+    rows = [(i, row["claim"], row["paper"],
+             *(cell for name in REPORTED for cell in (row[name].replace("; ", "<br>"), f"**{row[f'verdict on {name}']}**")))
+            for i, row in enumerate(found, 1)]
+    return markdown_table(["", "claim of the paper", "reported", *head], rows)
 
 
 def _merges(profile: str) -> list[StageResult]:
@@ -185,17 +185,22 @@ def passk_table(profile: str, seed: str = "seed0") -> str:
     return markdown_table(["model", *columns], rows)
 
 
-def table1_table(profile: str, seed: str = "seed0") -> str:
-    """Markdown table of notebook 10: the counterpart of the paper's Table 1, a row per family."""
-    stage = _stage(profile, "10_claims", seed)
+def table1_table(_profile: str, seed: str = "seed0") -> str:
+    """Markdown table of notebook 10, of all profiles: the counterpart of the paper's Table 1, a row per family."""
+    found = {name: stage.metrics for name in REPORTED if (stage := _stage(name, "10_claims", seed))}
+    head = [f"{name}: {what}" for name in found for what in (*MODELS, "tasks")]
     rows = [(f"`{family}`", FAMILIES[family][0] if family in FAMILIES else "(what the models learned)",
-             *(interval_text(stage.metrics[f"{key}_{family}"]) for key in MODELS.values()), stage.metrics[f"rl_{family}"]["n"])
-            for family in (*FAMILIES, "plain")]
-    return markdown_table(["family", "stands in for", *MODELS, "tasks"], rows)
+             *(cell for metrics in found.values() for cell in _scores(metrics, family))) for family in (*FAMILIES, "plain")]
+    return markdown_table(["family", "stands in for", *head], rows)
 
 
-def _stage(profile: str, name: str, seed: str) -> StageResult:
-    return next(s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed))
+def _scores(metrics: dict[str, dict], family: str) -> list[str]:
+    """Of each model, and the number of tasks."""
+    return [*(interval_text(metrics[f"{key}_{family}"]) for key in MODELS.values()), str(metrics[f"rl_{family}"]["n"])]
+
+
+def _stage(profile: str, name: str, seed: str) -> StageResult | None:
+    return next((s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed)), None)
 
 
 TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..agent.engines import Engine, TransformersEngine
 from ..errors import KitError
+from ..memory import trim
 from ..sections import RL
 from .loading import not_finite
 
@@ -62,6 +63,7 @@ def watch(trainer, settings: RL, evaluate, on_step):
                     self.collapse.reason(log)
 
         def on_step_begin(self, args, state, control, **kwargs):
+            trim()
             self.began = time.perf_counter()
 
         def on_pre_optimizer_step(self, args, state, control, **kwargs):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import KitError
 from ..files import write_atomic
+from ..memory import trim
 from ..profile import Profile
 from ..sections import SFT
 from .data import IGNORED
@@ -32,6 +33,7 @@ from .loading import (
 )
 from .retention import anchored
 
+TRIMMED = 10  # steps between two looks for free memory
 SAVES = 10  # checkpoints of a run: a killed one loses a tenth of its work at most
 
 OnStep = Callable[[int, int, dict], None]  # step, steps, what was logged
@@ -144,6 +146,10 @@ def _watch(watchers: Watchers, tokenizer, work: Path):
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step % TRIMMED == 0:
+                trim()
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
             if name := not_finite(logs):
