@@ -19,7 +19,7 @@ from .metrics import Estimate, rate
 FOLDER = "data/general"
 FIXED = 800  # sums and forms that were candidates for small.jsonl
 SHA256 = {"micro.jsonl": "f4cf2423b5c3aeaedcf312e1bf8559a6eeaf77756239552d5c626674e2885d9d",
-          "small.jsonl": "74a1a75981c72903b207bc21bab6f8827c35d602f79e4f169a91da9ce5339d6a",
+          "small.jsonl": "eacf85ef5f320f6d85cf42d91792064e1b6dd32599c8f5d8c0a69aa93998b560",
           "prose.jsonl": "d2a132bc6c88072950d43d3a36c18445e12efcc0bb071aa4a40cee3c056b25f5"}
 
 
