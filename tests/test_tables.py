@@ -1,10 +1,13 @@
-"""README's tables of RL, from rows made by hand: each number in its column."""
+"""README's tables, from rows made by hand: each number in its column; and transcripts beside each other."""
 
 import json
 
 import pytest
 
+from agentcpm_kit.agent.trajectory import EndReason, Step, Trajectory
 from agentcpm_kit.report import tables
+from agentcpm_kit.report.claims import side_by_side
+from agentcpm_kit.report.transcripts import beside_each_other
 from tests.test_doses import bits, row
 
 
@@ -65,3 +68,38 @@ def test_trials_table(reference):
     assert (start["trial"], start["seeds"], start["tasks solved"]) == ("before RL", "2", "0.40 [0.40, 0.40]")
     assert grpo["tasks solved"][:4] == "0.50" and grpo["difference"] == ""
     assert gspo["difference"].startswith("-0.05 [") and gspo["difference"].endswith("(- grpo, noisy)")
+
+
+def test_claims_of_two_profiles_stand_beside_each_other():
+    """Forgetting by hand: for sure on micro, not on small, where nothing else was measured."""
+    lost = {"04_sft": {"general_loss": {"value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "n": 9}}}
+    kept = {"04_sft": {"general_loss": {"value": -0.1, "ci_low": -0.2, "ci_high": 0.0, "n": 9}}}
+    first, second, *_ = side_by_side({"micro": lost, "small": kept})
+    assert (first["verdict on micro"], first["verdict on small"]) == ("reproduced", "not reproduced")
+    assert first["micro"] == "general loss: 0.20 [0.10, 0.30], n=9"
+    assert (second["small"], second["verdict on small"]) == ("-", "not attempted")
+
+
+def test_times_table(reference):
+    """One stage of 90 s that was thought to take 60, and one that was not estimated."""
+    for name, env in {"00_start": {"seconds": 6, "peak_memory_gb": 0.5, "estimated_s": None},
+                      "04_sft": {"seconds": 90, "peak_memory_gb": 4.0, "estimated_s": 60}}.items():
+        folder = reference / "small/seed0" / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+        (folder / "env.json").write_text(json.dumps(env))
+    start, sft, total = (list(line.values()) for line in cells(tables.times_table("")))
+    assert start == ["`00_start`", "-", "0.1", "0.5"] and sft == ["`04_sft`", "1.0", "1.5", "4.0"]
+    assert total[1:] == ["1.0", "1.5", "4.0"]
+
+
+def test_transcripts_of_several_models_stand_beside_each_other():
+    """What a model wrote cannot leave its code block."""
+    steps = [Step(content="````\n# not a heading")]
+    tricky = Trajectory(task_id="t", question="Who?", steps=steps, end_reason=EndReason.FORMAT_ERROR)
+    right = Trajectory(task_id="t", question="Who?", answer="Ann", end_reason=EndReason.ANSWERED)
+    text = beside_each_other("Ten tasks", {"base": [tricky], "RL": [right]}, {"t": "Ann"})
+    assert text.startswith("# Ten tasks") and "## 1. Who?" in text and "Reference answer: **Ann**" in text
+    assert text.count("<details>") == text.count("</details>") == 2 and "base: format error" in text
+    inside = text.split("`````text\n")[1].split("\n`````\n")[0]
+    assert "# not a heading" in inside and text.index("base") < text.index("RL: answered")

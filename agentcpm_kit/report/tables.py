@@ -173,6 +173,28 @@ def trials_table(_profile: str) -> str:
     return markdown_table(["experiment", "trial", "seeds", "tasks solved", "difference"], rows)
 
 
+def times_table(_profile: str) -> str:
+    """Markdown table of how long the committed run of `small` took beside what was estimated before it, and its memory."""
+    stages = [(s.name, s.read("env.json")) for s in finished_stages(reference_folder("small"))]
+    rows = [(f"`{name}`", _minutes(env.get("estimated_s")), _minutes(env["seconds"]), env["peak_memory_gb"])
+            for name, env in stages]
+    guess, truth = ([env[key] for _, env in stages if env.get("estimated_s")] for key in ("estimated_s", "seconds"))
+    total = ("all that were estimated", _minutes(sum(guess)), _minutes(sum(truth)), max((row[-1] for row in rows), default="-"))
+    return markdown_table(["stage", "estimated (min)", "took (min)", "peak memory (GB)"], [*rows, total])
+
+
+def _minutes(seconds: float | None) -> str:
+    return f"{seconds / 60:.1f}" if seconds is not None else "-"
+
+
+def engines_table(_profile: str) -> str:
+    """Markdown table of benchmarks/engines.py."""
+    found = json.loads((reference_folder("benchmarks") / "engines.json").read_text())["rows"]
+    rows = [(r["engine"], r["episodes_per_s"], r["tokens_per_s"], r["faster_by"], f"{r['equal_answers']:.1%}", r["start_s"])
+            for r in found]
+    return markdown_table(["engine", "episodes/s", "tokens/s", "faster by", "same greedy answers", "start (s)"], rows)
+
+
 MODELS = {"base": "base", "SFT": "sft", "SFT-Merge": "sft_merge", "RL": "rl"}  # names of models, and of their metrics
 
 
