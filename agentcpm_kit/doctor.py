@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 
 from .environment import hardware, version_of
 from .errors import KitError
@@ -83,6 +84,8 @@ def fit(profile: Profile) -> Fit:
         missing.append(f"{machine.disk_gb:.0f} GB of free disk")
     if not (repo_root() / profile.model.base / "config.json").is_file():
         missing.append(f"{profile.model.base} ({HOW_TO_GET.get(profile.model.base, 'git checkout ' + profile.model.base)})")
+    if profile.model.engine == "vllm" and not find_spec("vllm"):
+        missing.append("vLLM (make setup-vllm)")
     needs = f"{machine.cores} cores, {machine.memory_gb:.0f} GB memory, {machine.disk_gb:.0f} GB disk"
     needs += f", GPU with {machine.gpu_memory_gb:.0f} GB" if machine.gpu_memory_gb else ""
     return Fit(profile.name, needs, machine.minutes, machine.minutes_measured, not missing, missing)

@@ -14,17 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from .agent.engines import Engine, Turn, generate_turns, load_model, open_engine
+from .agent.engines import Engine, EngineFault, Turn, generate_turns, load_model, open_engine
 from .agent.trajectory import Trajectory
 from .errors import KitError
 from .profile import Profile, load_profile, repo_root, set_seed
-from .train.data import oracle_trajectories, training_rows, training_tasks
-from .train.loading import with_adapter
+from .sections import Adapter
+from .train.data import IGNORED, oracle_trajectories, training_rows, training_tasks
+from .train.loading import rows_at_once, with_adapter
+from .train.rollouts import tasks_needed
 from .world.tasks import FAMILIES
 
 LONG = 60  # minutes on two cores, by the profile: shorter runs are not worth a calibration
-SECONDS = 6.0  # that training is timed for, at least
-READERS, WRITTEN = 32, 16  # conversations that are timed at once, and tokens that each writes
+SECONDS = 3.0  # that each kind of training is timed for, at least
+ROWS = 4  # trajectories that it is timed on
+READERS, WRITTEN = 32, 16  # conversations that are timed at once, and tokens that each writes at most
+CUT = 8  # tokens: about an answer
 KEPT = 0.5  # share of sampled episodes that rejection keeps; our assumption
 SHORT = 0.1  # of an episode: the answer to a general item; of a trajectory: a page with its summary is three of these
 PAGE = 0.3
@@ -63,9 +67,10 @@ def planned(profile: Profile) -> dict[str, Work]:
     learned, checks = (t.oracle + KEPT * sampled) * profile.sft.epochs, profile.sft.checks + 1
     return {"02_episode": Work(episodes=test, models=1),
             "03_trajectories": Work(t.cold_start * t.cold_start_epochs, episodes=sampled, models=2),
-            "04_sft": Work(learned, episodes=2 * (test + items) + checks * watched, models=4 + checks),
+            "04_sft": Work(learned, episodes=2 * (test + items) + checks * watched, models=5 + checks),
             "05_merge": _merging(profile, watched, test + items / 2, learned),
-            "06_denoise": Work(episodes=2 * 8 * profile.rl.questions_per_step * profile.rl.group_size, models=1),
+            "06_denoise": Work(episodes=2 * min(8 * profile.rl.questions_per_step, tasks_needed(profile)) * profile.rl.group_size,
+                               models=1),
             "07_rl": _rl(profile, test), "08_refine": _refining(profile),
             "09_passk": Work(episodes=4 * profile.passk.tasks * profile.passk.samples, models=4),
             "10_claims": _table(profile)}
@@ -75,10 +80,11 @@ def _merging(profile: Profile, watched: float, tested: float, learned: float) ->
     merge = profile.merge
     tried = (len(merge.methods) * len(merge.weights) * len(merge.densities)  # at most: some have no such knobs
              + len(merge.parts) * len(merge.scales) * merge.runs + 6 + 2)  # six parts given back, and both ends
-    again = merge.finalists * merge.runs + 1
+    again = merge.finalists * merge.runs + 1  # SFT, too
     more = merge.final_tasks * len(profile.evaluation.hops) + SHORT * profile.evaluation.general_items / 2
-    return Work(learned * (merge.runs - 1), episodes=tried * watched + again * more + (2 + merge.runs) * tested,
-                models=tried + again + 2 + merge.runs)
+    tests = 3 + 2 * (merge.runs - 1)
+    return Work(learned * (merge.runs - 1), episodes=tried * watched + again * more + tests * tested,
+                models=2 * tried + again + tests)  # a merge costs about as much as opening a model
 
 
 def _rl(profile: Profile, usual: int) -> Work:
@@ -94,7 +100,8 @@ def _rl(profile: Profile, usual: int) -> Work:
 def _refining(profile: Profile) -> Work:
     refine, summariser = profile.refine, profile.refine.summariser
     cells = len(refine.redundancies) * refine.tasks
-    return Work(PAGE * summariser.pairs * summariser.epochs, episodes=6 * cells + 2 * cells * 3 * PAGE, models=5)
+    pages = 2 * 4 * cells  # two summarisers: what is sought, what is not there, and two pages of each episode
+    return Work(PAGE * summariser.pairs * summariser.epochs, episodes=6 * cells + PAGE * pages, models=6)
 
 
 def _table(profile: Profile) -> Work:
@@ -115,34 +122,43 @@ def calibrate(profile: Profile) -> Speed:
         model_s = time.perf_counter() - started
         played = oracle_trajectories(training_tasks(profile, READERS), engine.tokenizer, profile).trajectories
         episode_s = _episode_s(engine, played)
-    rows = training_rows(played)[: profile.model.rows_at_once]
-    return Speed(_row_s(base, profile, profile.sft, rows), _row_s(base, profile, profile.rl, rows), episode_s, model_s)
+    rows, rollouts = training_rows(played)[:ROWS], profile.rl.questions_per_step * profile.rl.group_size
+    return Speed(_row_s(base, profile, profile.sft, rows, profile.sft.batch_size),
+                 _row_s(base, profile, profile.rl, rows, rollouts), episode_s, model_s)
 
 
 def _episode_s(engine: Engine, played: list[Trajectory]) -> float:
     """Reading a whole trajectory's tokens once, and writing its sampled ones."""
-    def asked(number: int, tokens: int) -> float:
-        turns = [Turn(f"{number} {i}", t.context.token_ids[number:], f"{number} {i}", tokens) for i, t in enumerate(played)]
+    def asked(number: int, tokens: int) -> tuple[float, int]:
+        """Seconds, and tokens that were written. Contexts end in the midst of a turn, so that there is something to write."""
+        turns = [Turn(f"{number} {i}", t.context.token_ids[number: -CUT], f"{number} {i}", tokens) for i, t in enumerate(played)]
         started = time.perf_counter()
-        generate_turns(engine, turns)
-        return time.perf_counter() - started
+        found = generate_turns(engine, turns)
+        seconds = time.perf_counter() - started
+        if fault := next((sample for sample in found if isinstance(sample, EngineFault)), None):
+            raise KitError(f"the engine failed: {fault}")
+        return seconds, sum(len(sample.ids) for sample in found)
 
     asked(0, 1)  # the first call warms up
-    read, both = asked(1, 1), asked(2, 1 + WRITTEN)
-    return (read + max(0.0, both - read) / WRITTEN * mean(t.tokens_generated for t in played)) / len(played)
+    (read, few), (both, many) = asked(1, 1), asked(2, 1 + WRITTEN)
+    token_s = max(0.0, both - read) / max(1, many - few)
+    return read / len(played) + token_s * mean(t.tokens_generated for t in played)
 
 
-def _row_s(base: Path, profile: Profile, settings, rows: list[dict]) -> float:
-    """Forward and backward through one trajectory, alone or with others as the profile trains them."""
+def _row_s(base: Path, profile: Profile, settings: Adapter, rows: list[dict], update: int) -> float:
+    """Forward and backward through one trajectory, in passes of as many as are trained at once of an update's."""
     import torch
 
     model = with_adapter(load_model(base, profile.model.dtype)[0], settings, 0).train()
-    width = max(len(row["input_ids"]) for row in rows)
-    ids, labels = (torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows], device=model.device)
-                   for key, fill in (("input_ids", 0), ("labels", -100)))
+    size = min(len(rows), rows_at_once(update, profile))
 
     def train() -> None:
-        model(input_ids=ids, labels=labels).loss.backward()
+        for i in range(0, len(rows), size):
+            few = rows[i: i + size]
+            width = max(len(row["input_ids"]) for row in few)
+            ids, labels = (torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in few], device=model.device)
+                           for key, fill in (("input_ids", 0), ("labels", IGNORED)))
+            model(input_ids=ids, labels=labels).loss.backward()
 
     return _timed(train) / len(rows)
 
@@ -151,7 +167,7 @@ def _timed(action: Callable[[], None]) -> float:
     """Mean seconds of an action, which is first done once unwatched."""
     action()
     count, started = 0, time.perf_counter()
-    while (passed := time.perf_counter() - started) < SECONDS / 2:
+    while (passed := time.perf_counter() - started) < SECONDS:
         action()
         count += 1
     return passed / count

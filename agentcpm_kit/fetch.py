@@ -8,6 +8,7 @@ SmolLM2's chat template knows no tools. A conversation with tools is written by 
 one by its own, so that what it could do before it still can.
 """
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,11 +18,10 @@ from .profile import load_profile, repo_root
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-WITH_TOOLS = """\
+LOOK_FOR_TOOLS = """\
 {%- set kit = namespace(needed=tools) %}
 {%- for message in messages %}{% if message.role == 'tool' or message.tool_calls or message.reasoning_content %}\
-{% set kit.needed = true %}{% endif %}{% endfor %}
-{%- if kit.needed %}KIT{% else %}OWN{% endif %}"""
+{% set kit.needed = true %}{% endif %}{% endfor %}"""
 
 
 def fetch(profile: str, source: str | None = None) -> Path:
@@ -42,6 +42,7 @@ def fetch(profile: str, source: str | None = None) -> Path:
             raise KitError(f"{out} holds a model already; move it away first, if {source} is to take its place")
         return out
     half_done = out.with_name(f"{out.name}.part")
+    shutil.rmtree(half_done, ignore_errors=True)  # of another source, perhaps
     convert(half_done, **_named(source) if source else _packaged())
     half_done.rename(out)
     return out
@@ -67,9 +68,10 @@ def convert(out: Path, **source) -> None:
     """Weights are copied into a fresh model: one that was read from a GGUF counts as quantised and refuses to be saved.
 
     Raises:
-        KitError: transformers finds no model there.
+        KitError: transformers finds no model there, or it is one that the kit's loop cannot drive.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .agent.engines.loading import quiet_libraries
@@ -78,17 +80,29 @@ def convert(out: Path, **source) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**{k: v for k, v in source.items() if k != "use_safetensors"})
         read = AutoModelForCausalLM.from_pretrained(**source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise KitError(f"no model can be read from {source['pretrained_model_name_or_path']}: {one_line(error)}") from error
+    tokenizer.chat_template = with_tools(tokenizer.chat_template)
+    _refuse_other_chats(tokenizer, source["pretrained_model_name_or_path"])
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    tokenizer.chat_template = with_tools(tokenizer.chat_template)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_checksums(out)
+
+
+def _refuse_other_chats(tokenizer, source) -> None:
+    from .agent.messages import Renderer
+    from .world import tool_schemas
+
+    known = tokenizer.get_vocab()
+    if missing := [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in known]:
+        raise KitError(f"the tokenizer of {source} does not know {missing[0]}: the kit's loop speaks ChatML, as Qwen and SmolLM "
+                       "do")
+    Renderer(tokenizer, tool_schemas()).require_tools()
 
 
 def with_tools(own: str | None) -> str:
@@ -99,6 +113,6 @@ def with_tools(own: str | None) -> str:
     """
     from .micro.tokenizer import CHAT_TEMPLATE
 
-    if own and "tools" in own:
+    if own and ("tools" in own or not isinstance(own, str)):  # several templates by name: one of them is for tools
         return own
-    return WITH_TOOLS.replace("KIT", CHAT_TEMPLATE).replace("OWN", own) if own else CHAT_TEMPLATE
+    return f"{LOOK_FOR_TOOLS}\n{{%- if kit.needed %}}{CHAT_TEMPLATE}{{% else %}}{own}{{% endif %}}" if own else CHAT_TEMPLATE

@@ -36,6 +36,7 @@ from .stage import (
     previous_folder,
     set_aside,
     stage_folder,
+    stages_read,
     take_back,
 )
 
@@ -166,14 +167,26 @@ def _foretell(profile: Profile, seed: int, parameters: dict[str, dict], force: b
     """Say how long the stages that are not done will take, where that is hours."""
     if profile.machine.minutes < LONG:
         return
-    coming = [name for name, params in parameters.items()
-              if force or not is_done(stage_folder(profile.name, seed, name), input_hash(name, profile, seed, params))]
+    coming: list[str] = []
+    for name, params in parameters.items():
+        if force or set(stages_read(name)) & set(coming) or not _is_kept(name, profile, seed, params):
+            coming.append(name)
     if not set(coming) & planned(profile).keys():
         return
     monitor.say("timing this machine ...")
-    found = estimate(profile)
+    try:
+        found = estimate(profile)
+    except KitError as error:  # what a stage needs, it will ask for itself
+        monitor.say(f"no estimate: {error}")
+        return
     write_json(stage_folder(profile.name, seed, "estimate.json"), found)
     monitor.expect({name: seconds for name, seconds in found["seconds"].items() if name in coming})
+
+
+def _is_kept(name: str, profile: Profile, seed: int, params: dict) -> bool:
+    """Whether the result that is asked for is there, or waits to be taken back."""
+    folder, inputs = stage_folder(profile.name, seed, name), input_hash(name, profile, seed, params)
+    return is_done(folder, inputs) or is_done(previous_folder(folder), inputs)
 
 
 def _run_stage(name: str, settings, seed: int, params: dict, force: bool, monitor: Monitor) -> None:

@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -145,6 +146,13 @@ class Adapter(Section):
 
     lora_rank: NonNegativeInt = 0  # 0 trains all weights, as the paper's scripts do
     lora_layers: NonNegativeInt = 0  # so many of the last layers; 0: all
+
+    @field_validator("lora_layers")
+    @classmethod
+    def _of_an_adapter(cls, layers: int, others: ValidationInfo) -> int:
+        if layers and not others.data.get("lora_rank"):
+            raise ValueError("it chooses layers of an adapter, and lora_rank is 0: all weights would be trained")
+        return layers
 
 
 class SFT(Adapter):

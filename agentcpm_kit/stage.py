@@ -15,7 +15,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 
-from .artefacts import verify_checkpoint
+from .artefacts import CHECKSUMS, verify_checkpoint
 from .environment import describe
 from .errors import KitError, unknown
 from .files import append_jsonl, read_jsonl, write_atomic, write_json
@@ -97,6 +97,9 @@ def input_hash(name: str, profile: Profile, seed: int, params: dict) -> str:
         if cell["cell_type"] == "code":
             digest.update("".join(cell["source"]).encode())
     digest.update(_code_and_data_hash().encode())
+    checksums = repo_root() / profile.model.base / CHECKSUMS  # one in data/ is counted there already, and one of the hub has none
+    if not profile.model.base.startswith("data/") and checksums.is_file():
+        digest.update(checksums.read_bytes())
     for earlier in stages_read(name):
         done = stage_folder(profile.name, seed, earlier) / "DONE"
         digest.update(f"{earlier} {done.read_text() if done.is_file() else ''}".encode())

@@ -20,7 +20,7 @@ def test_work_costs_what_its_parts_cost():
 
 
 def test_work_is_counted_from_the_profile(smoke):
-    """smoke by hand: 2 hops-less RL steps of 16 rollouts in three arms, half of them learned from; 8 x 2 sampled episodes."""
+    """smoke by hand: 2 steps of RL with 16 rollouts in three arms, half of them learned from; 8 x 2 sampled episodes."""
     work = planned(smoke)
     assert set(work) <= set(notebooks())
     assert work["03_trajectories"] == Work(rows=30, episodes=16, models=2)
@@ -41,17 +41,27 @@ def test_a_process_of_its_own_times_the_machine():
     assert found["seconds"].keys() == planned(load_profile("smoke")).keys() and found["speed"]["row_s"] > 0
 
 
-def test_a_model_that_is_not_here_is_told_before_anything_runs(smoke, monkeypatch):
-    absent = smoke.model_copy(update={"name": "small"})
-    if not (module.repo_root() / load_profile("small").model.base / "config.json").is_file():
-        with pytest.raises(KitError, match="no model in .*SmolLM2"):
-            estimate(absent)
+def test_a_model_that_is_not_here_is_told(smoke):
+    with pytest.raises(KitError, match="no model in .*nowhere"):
+        calibrate(changed(smoke, "model", base="nowhere"))
+
+
+def test_no_estimate_is_no_reason_to_stop(smoke, results, monkeypatch, capsys):
+    def fails(profile):
+        raise KitError("out of memory")
+
+    monkeypatch.setattr(pipeline, "estimate", fails)
+    with Monitor(1) as monitor:
+        pipeline._foretell(changed(smoke, "machine", minutes=100), 0, {"04_sft": {}}, False, monitor)
+        monitor.compare()
+    assert "no estimate: out of memory" in capsys.readouterr().out and not monitor.expected
 
 
 def test_long_runs_are_estimated_and_compared(smoke, results, monkeypatch, capsys):
-    """Only what is not done counts; a short profile is not timed at all."""
+    """Only what is not done counts, and what reads it; a short profile is not timed at all."""
     monkeypatch.setattr(pipeline, "estimate", lambda profile: {"speed": {}, "seconds": {"03_trajectories": 60, "04_sft": 120}})
-    monkeypatch.setattr(pipeline, "is_done", lambda folder, digest: folder.name == "03_trajectories")
+    monkeypatch.setattr(pipeline, "_is_kept", lambda name, *rest: name != done_again)
+    done_again = "04_sft"
     folder = stage_folder("smoke", 0, "estimate.json").parent
     folder.mkdir(parents=True)
     parameters = {"03_trajectories": {}, "04_sft": {}}
@@ -64,5 +74,8 @@ def test_long_runs_are_estimated_and_compared(smoke, results, monkeypatch, capsy
         with monitor.stage("04_sft", folder):
             pass
         monitor.compare()
+        done_again = "03_trajectories"  # then 04, which reads it, is made anew too
+        pipeline._foretell(long, 0, parameters, False, monitor)
+        assert set(monitor.expected) == set(parameters)
     told = capsys.readouterr().out
     assert "estimated: 2 minutes (04: 2)" in told and "(estimated 120)" in told and "took 0 minutes, 2 were estimated" in told

@@ -1,5 +1,6 @@
 """The base model of `small`, out of its package."""
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -62,12 +63,25 @@ def test_a_folder_may_be_the_source(here, micro_base, tmp_path):
         (tmp_path / "empty").mkdir()
         fetch("small", str(tmp_path / "empty"))
     assert not here.exists()
+    half_done = here.with_name(f"{here.name}.part")
+    half_done.mkdir(parents=True)
+    (half_done / "left").touch()
     verify_checkpoint(fetch("small", str(micro_base)))
-    assert load_tokenizer(here).chat_template == CHAT_TEMPLATE
+    assert not (here / "left").exists() and load_tokenizer(here).chat_template == CHAT_TEMPLATE
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (here, micro_base))
     assert all(torch.equal(ours[name], theirs[name].bfloat16()) for name in ours)
     with pytest.raises(KitError, match="holds a model already"):
         fetch("small", str(micro_base))
+
+
+def test_a_model_of_another_chat_is_refused(here, micro_base, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(micro_base, other)
+    for file in other.glob("token*.json"):
+        file.write_text(file.read_text().replace("<|im_end|>", "<|stop|>"))
+    with pytest.raises(KitError, match="does not know .*im_end.*ChatML"):
+        fetch("small", str(other))
+    assert not here.exists()
 
 
 def user(text):
@@ -86,7 +100,7 @@ def rendered(tokenizer, template, talk, opened, tools=None):
     return tokenizer.apply_chat_template(talk, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=opened)
 
 
-# SmolLM2-135M-Instruct's own, as its model card's tokenizer_config.json has it.
+# SmolLM2-135M-Instruct's own, as the package's file has it (`test_the_packaged_model_speaks`).
 NATIVE = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
@@ -124,6 +138,7 @@ def test_the_packaged_model_speaks(here):
     from agentcpm_kit.world import tool_schemas
 
     verify_checkpoint(fetch("small"))
+    assert load_tokenizer(here).chat_template == with_tools(NATIVE)
     with TransformersEngine(*load_model(here, "bfloat16"), temperature=0.0) as engine:
         asked = prompt_ids(engine.tokenizer, "What is the capital of France? Answer in one sentence.")
         sample = generate_turns(engine, [Turn("one", asked, "0", 20)])[0]

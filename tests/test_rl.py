@@ -179,6 +179,25 @@ def test_every_loss_trains(tmp_path, loss, aggregation):
     assert len(rows) == 2 and any(not torch.equal(before[n], after[n]) for n in before)
 
 
+def test_passes_without_anything_to_learn_cost_nothing(tmp_path, monkeypatch):
+    """One rollout a pass: those that have no advantage are not put through the model, and the update is the same."""
+    from agentcpm_kit.train.rl_trainer import trainer_class
+
+    seen, whole = [], trainer_class().sampled_logprobs
+
+    def counted(self, model, inputs, mask):
+        if model.training:
+            seen.append(bool(mask.any()))
+        return whole(self, model, inputs, mask)
+
+    profile = rl_profile(steps=1, kl_rollouts=0)
+    together = run(tmp_path / "one", profile, "clean")[0]
+    monkeypatch.setattr(trainer_class(), "sampled_logprobs", counted)
+    alone = run(tmp_path / "alone", profile.model_copy(update={"model": profile.model.changed(rows_at_once=1)}), "clean")[0]
+    assert all(seen) and len(seen) == alone["learned"] < 16
+    assert alone["grad_norm"] == pytest.approx(together["grad_norm"], rel=1e-3) and together["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_an_adapter_of_the_last_layer_trains_nothing_else(tmp_path, asynchronous):
     """The policy that plays has it too, merged or not: the gap to the one that learns stays rounding."""
@@ -328,10 +347,10 @@ def test_rows_of_an_update_by_hand():
     assert update.rows(4, wanted=9) == [0, 5, 6, 7]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_interrupted_at_any_step_and_resumed_equals_an_unbroken_run(tmp_path, asynchronous):
+@pytest.mark.parametrize("how", [{}, {"asynchronous": True}, {"lora_rank": 4}])
+def test_interrupted_at_any_step_and_resumed_equals_an_unbroken_run(tmp_path, how):
     """On one thread, bit for bit: weights, and every step's rewards. A step that was logged and not saved is played again."""
-    profile = rl_profile(asynchronous=asynchronous)
+    profile = rl_profile(**how)
     whole = run(tmp_path / "whole", profile)
     for at in range(1, 5):
         def stop(step, row, at=at):

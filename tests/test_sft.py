@@ -92,6 +92,21 @@ def test_checks_tell_validation_loss_and_hand_out_a_checkpoint(rows, tokenizer, 
     assert all(torch.equal(one[n], two[n]) for n in one), "checking changed what was trained"
 
 
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_passes_of_an_update_add_up(rows, micro_base, tmp_path, kl):
+    """Eight rows in one pass or one by one: the same rows in each update, the same loss and gradient but for rounding."""
+    logged = {}
+    for at_once in (16, 1):
+        profile, steps = PROFILE.model_copy(update={"model": PROFILE.model.changed(rows_at_once=at_once)}), []
+        watchers = Watchers(lambda step, of, log, steps=steps: steps.append((log["loss"], log["grad_norm"])))
+        fine_tune(micro_base, rows, profile, settings(kl=kl), tmp_path / str(at_once), 0, watchers)
+        logged[at_once] = steps
+    one, many = logged.values()
+    first = 1 if kl else len(one)  # the distance is a mean over a pass, so rows of other lengths weigh a little more or less
+    for a, b in zip(one[:first], many[:first], strict=True):
+        assert b == pytest.approx(a, rel=0.05 if kl else 1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_is_kept_and_merged_into_plain_weights(rows, micro_base, tmp_path, dtype):
     """Both ways to the same model: the adapter over the base, and the merged weights in an engine."""

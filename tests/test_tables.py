@@ -74,10 +74,11 @@ def test_claims_of_two_profiles_stand_beside_each_other():
     """Forgetting by hand: for sure on micro, not on small, where nothing else was measured."""
     lost = {"04_sft": {"general_loss": {"value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "n": 9}}}
     kept = {"04_sft": {"general_loss": {"value": -0.1, "ci_low": -0.2, "ci_high": 0.0, "n": 9}}}
+    assert "verdict on small" not in side_by_side({"micro": lost, "small": {}})[0]  # nothing was run
     first, second, *_ = side_by_side({"micro": lost, "small": kept})
     assert (first["verdict on micro"], first["verdict on small"]) == ("reproduced", "not reproduced")
-    assert first["micro"] == "general loss: 0.20 [0.10, 0.30], n=9"
-    assert (second["small"], second["verdict on small"]) == ("-", "not attempted")
+    assert first["measured on micro"] == "general loss: 0.20 [0.10, 0.30], n=9"
+    assert (second["measured on small"], second["verdict on small"]) == ("-", "not attempted")
 
 
 def test_times_table(reference):

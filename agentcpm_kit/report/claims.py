@@ -64,14 +64,18 @@ def judge_claims(load: Callable[[str], dict]) -> list[dict]:
 
 
 def side_by_side(measured: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
-    """A row for each claim: what each profile measured, and the verdict on that; `measured` is profile -> stage -> metrics."""
-    judged = {profile: judge_claims(lambda name, known=known: known.get(name, {})) for profile, known in measured.items()}
+    """A row for each claim: what each profile measured, and the verdict on that; `measured` is profile -> stage -> metrics.
+
+    A profile without any metrics is left out.
+    """
+    judged = {profile: judge_claims(lambda name, known=known: known.get(name, {}))
+              for profile, known in measured.items() if known}
     rows = []
     for same in zip(*judged.values(), strict=True):
         row = {"claim": same[0]["claim"], "paper": same[0]["paper"]}
         for profile, claim in zip(judged, same, strict=True):
             told = [f"{name.replace('_', ' ')}: {metric_text(m)}" for name, m in claim["metrics"].items()]
-            row |= {profile: "; ".join(told) or "-", f"verdict on {profile}": claim["verdict"]}
+            row |= {f"measured on {profile}": "; ".join(told) or "-", f"verdict on {profile}": claim["verdict"]}
         rows.append(row)
     return rows
 

@@ -78,13 +78,14 @@ def _claims(stages: list[StageResult], profile: str) -> list[str]:
     Beside it the verdicts on the committed runs of the other profiles.
     """
     tables = []
-    others = {name: [row[f"verdict on {name}"] for row in side_by_side({name: over_seeds(committed(name))})]
-              for name in REPORTED if name != profile}
+    known = {name: metrics for name in REPORTED if name != profile and (metrics := over_seeds(committed(name)))}
+    others = {name: {row["claim"]: row[f"verdict on {name}"] for row in side_by_side({name: metrics})}
+              for name, metrics in known.items()}
     more = "".join(f"<th>verdict on {name}, as committed</th>" for name in others)
     for verdicts in (s for s in stages if s.name.startswith("10")):
         rows = [json.loads(line) for line in (verdicts.folder / "rows.jsonl").read_text().splitlines()]
-        judged = [(i, row) for i, row in enumerate(rows) if row["kind"] == "claim"]
-        cells = [_claim(i, row, verdicts, stages, [other[k] for other in others.values()]) for k, (i, row) in enumerate(judged)]
+        cells = [_claim(i, row, verdicts, stages, [other.get(row["claim"], "not attempted") for other in others.values()])
+                 for i, row in enumerate(rows) if row["kind"] == "claim"]
         tables.append("<table><tr><th>claim</th><th>paper</th><th>measured here: value [interval], n</th><th>verdict</th>"
                       f"{more}</tr>{''.join(cells)}</table><p>{number(f'{verdicts.path}/env.json#seed', _seed(verdicts))}"
                       " is the seed. Intervals cover the true value in nineteen of twenty cases.</p>")

@@ -59,9 +59,11 @@ def keep_transcripts(profile: str, seed: int = 0) -> None:
     if models:
         tasks, shown = load_suite("plain").tasks[:SHOWN], {}
         for name in models:
-            first = {t.task_id: t for episode, t in transcripts(played / name / "plain").items() if episode.split("/")[1] == "0"}
-            shown[name] = [first[task.task_id] for task in tasks]
-        text = beside_each_other(f"Profile {profile}: {len(tasks)} tasks of test worlds, before training and after", shown,
+            first = {t.task_id: t for t in transcripts(played / name / "plain").values() if t.run == 0}
+            tasks = [task for task in tasks if task.task_id in first]
+            shown[name] = first
+        text = beside_each_other(f"Profile {profile}: {len(tasks)} tasks of test worlds, before training and after",
+                                 {name: [first[task.task_id] for task in tasks] for name, first in shown.items()},
                                  {task.task_id: task.answer for task in tasks})
         write_atomic(reference_folder(profile) / "transcripts.md", text)
 
@@ -151,9 +153,10 @@ def _place(text: str, name: str) -> tuple[int, int]:
     return start + len(begin), end
 
 
-def write_readme(profile: str) -> None:
+def write_readme() -> None:
+    """Tables of one profile are about micro; those of several name each."""
     path = repo_root() / "README.md"
-    write_atomic(path, with_tables(path.read_text(), profile))
+    write_atomic(path, with_tables(path.read_text(), "micro"))
 
 
 def main(profile: str = "micro") -> None:
@@ -169,7 +172,7 @@ def main(profile: str = "micro") -> None:
         executed = {reference_folder(profile) / "notebooks" / path.name: notebook for path, notebook in executed.items()}
     for path, notebook in executed.items():
         nbformat.write(notebook, path)
-    write_readme(profile)
+    write_readme()
     print(f"kept in {reference_folder(profile).relative_to(repo_root())}; README and notebooks are up to date")
 
 

@@ -25,11 +25,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
 def claims_table(_profile: str) -> str:
     """Markdown table of the committed reference runs of all profiles: over seeds, where several were kept."""
     found = side_by_side({name: over_seeds(finished_stages(reference_folder(name))) for name in REPORTED})
-    head = [column for name in REPORTED for column in (f"measured on {name}: value [95% interval], n", f"verdict on {name}")]
-    rows = [(i, row["claim"], row["paper"],
-             *(cell for name in REPORTED for cell in (row[name].replace("; ", "<br>"), f"**{row[f'verdict on {name}']}**")))
+    names = {"claim": "claim of the paper", "paper": "reported"}
+    rows = [(i, *(f"**{text}**" if "verdict" in column else text.replace("; ", "<br>") for column, text in row.items()))
             for i, row in enumerate(found, 1)]
-    return markdown_table(["", "claim of the paper", "reported", *head], rows)
+    return markdown_table(["", *(names.get(column, column) for column in found[0])], rows)
 
 
 def _merges(profile: str) -> list[StageResult]:

@@ -102,7 +102,7 @@ def without_triton(trainer: type) -> type:
 
 
 def in_length_groups(trainer: type) -> type:
-    """A subclass that batches rows of like length, in an order that seed and epoch alone decide.
+    """A subclass whose updates take rows of like length, in an order that seed and epoch alone decide.
 
     transformers' own `group_by_length` draws from the global random stream: measuring in between, or resuming in the midst of
     an epoch, would change the order, and skip some rows and repeat others.
@@ -117,7 +117,7 @@ def in_length_groups(trainer: type) -> type:
     class InLengthGroups(trainer):
         def _get_train_sampler(self, train_dataset=None):
             lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-            sampler = Grouped(self.args.train_batch_size, lengths=lengths)
+            sampler = Grouped(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
             sampler.seed = self.args.seed
             sampler.set_epoch(0)
             return sampler

@@ -32,7 +32,8 @@ def anchored(trainer: type, base: Path, weight: float, dtype: str) -> type:
             with torch.no_grad():
                 target = reference(**text).logits
             kl = distance(target, model(**text).logits, inputs["labels"], inputs["attention_mask"])
-            return (found[0] + weight * kl, found[1]) if return_outputs else found + weight * kl
+            kl = weight * kl / self.current_gradient_accumulation_steps  # losses of an update's passes are added up
+            return (found[0] + kl, found[1]) if return_outputs else found + kl
 
     return Anchored
 

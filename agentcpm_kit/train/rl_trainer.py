@@ -23,6 +23,7 @@ class Rollouts:
 
     def __init__(self, tasks: list, engine, profile, arm, seed: int):
         self.tasks, self.engine, self.profile, self.arm, self.seed = tasks, engine, profile, arm, seed
+        self.version: int | None = None  # steps that the weights which the engine holds have learned
         self.ahead: Future | None = None
         self.thread = ThreadPoolExecutor(1, "rollouts") if profile.rl.asynchronous else None
 
@@ -31,16 +32,17 @@ class Rollouts:
         ahead, self.ahead = self.ahead, None
         update = ahead.result() if ahead else None
         if update is None or self.thread:
-            self.renew(model)
+            self.renew(model, step)
         update = update or self._collect(step, step)
         if self.thread and step + 1 < self.profile.rl.steps:
             self.ahead = self.thread.submit(self._collect, step + 1, step)
         return update
 
-    def renew(self, model) -> None:
+    def renew(self, model, version: int) -> None:
         """Give the engine the newest weights; one that plays with the very model that is trained has them."""
-        if getattr(self.engine, "model", None) is not model:
+        if getattr(self.engine, "model", None) is not model and version != self.version:
             self.engine.load_weights(without_adapter(model))
+        self.version = version
 
     def _collect(self, step: int, version: int) -> Update:
         return fill(self.tasks, self.engine, self.profile, self.arm, self.seed, step, version)
@@ -183,6 +185,8 @@ def trainer_class():
             self.began = time.perf_counter()  # after the rollouts
             rl, behaviour, advantages = self.kit.rl, inputs["sampling_per_token_logps"], inputs["advantages"]
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            if self.summary["learned"] and not mask.any():  # idle rows alone, beside passes that learn
+                return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
             logp = self.sampled_logprobs(self.accelerator.unwrap_model(model), inputs, mask)
             behaviour = torch.where(mask, behaviour, torch.zeros_like(behaviour))
             staleness = Staleness(rl.importance_weight_cap_ratio, rl.strict_in_bound, rl.out_of_date_decay)

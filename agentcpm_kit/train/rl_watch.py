@@ -101,7 +101,7 @@ def policy_engine(trainer, temperature: float) -> Engine:
     """An engine over the newest weights: that of the rollouts, unless it is playing the next step's."""
     rollouts = trainer.rollouts
     if rollouts.thread is None:
-        rollouts.renew(trainer.model)
+        rollouts.renew(trainer.model, trainer.state.global_step)
         return rollouts.engine
     return TransformersEngine(trainer.model, rollouts.engine.tokenizer, temperature, rollouts.engine.batch_size)
 

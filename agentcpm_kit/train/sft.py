@@ -103,7 +103,7 @@ def _arguments(profile: Profile, settings: SFT, work: Path, seed: int, steps: in
     return SFTConfig(
         output_dir=str(work), seed=seed, num_train_epochs=settings.epochs,
         per_device_train_batch_size=at_once, gradient_accumulation_steps=settings.batch_size // at_once,
-        per_device_eval_batch_size=at_once,
+        per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=math.ceil(settings.warmup_ratio * steps),
         max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch", adam_epsilon=settings.adam_epsilon,
         max_length=None, packing=False, padding_free=False, dataset_num_proc=1,
