@@ -51,9 +51,13 @@ class StageResult:
         return sorted((self.folder / "figures").glob("*.png"))
 
 
+def reference_folder(profile: str) -> Path:
+    return repo_root() / "results/reference" / profile
+
+
 def committed(profile: str) -> list[StageResult]:
     """The finished stages that the kit comes with, by stage and then seed."""
-    return finished_stages(repo_root() / "results/reference" / profile)
+    return finished_stages(reference_folder(profile))
 
 
 def with_reference(profile: str) -> list[StageResult]:

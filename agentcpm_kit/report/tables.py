@@ -3,19 +3,13 @@
 import json
 from collections.abc import Iterable, Sequence
 from math import isnan
-from pathlib import Path
 
 from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
-from ..profile import repo_root
 from ..world.tasks import FAMILIES
 from .claims import interval_text, metric_text, side_by_side
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
-from .results import REPORTED, StageResult, finished_stages, over_seeds
-
-
-def reference_folder(profile: str) -> Path:
-    return repo_root() / "results/reference" / profile
+from .results import REPORTED, StageResult, finished_stages, over_seeds, reference_folder
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
