@@ -108,21 +108,6 @@ def test_a_stopwatch_counts_seconds_once(monkeypatch):
     assert watch.seconds == {"inner": 1, "outer": 2}
 
 
-def test_summariser_trains_measures_and_keeps_what_it_trained(monkeypatch, tmp_path, results):
-    import summariser
-
-    arguments = ["--profile", "smoke", "--pages", "4", "--out", str(tmp_path / "first.json")]
-    monkeypatch.setattr(sys, "argv", ["summariser.py", *arguments])
-    assert summariser.main() == 0 and (results / "smoke/summariser/SHA256SUMS").is_file()
-    first = json.loads((tmp_path / "first.json").read_text())
-    assert first["training"]["steps"] > 0 and [len(first[name]) for name in ("base", "finetuned")] == [2, 2]
-    monkeypatch.setattr(sys, "argv", ["summariser.py", *arguments[:-1], str(tmp_path / "again.json")])
-    assert summariser.main() == 0
-    again = json.loads((tmp_path / "again.json").read_text())
-    assert again["training"] is None and again["finetuned"] == first["finetuned"]
-    assert all(row["held"]["value"] >= row["exact"]["value"] for name in ("base", "finetuned") for row in first[name])
-
-
 def test_sft_is_killed_and_resumed(monkeypatch, tmp_path):
     import sft
 
