@@ -6,6 +6,7 @@ from math import isnan
 
 from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
+from ..profile import load_profile
 from ..world.tasks import FAMILIES
 from .claims import interval_text, metric_text, side_by_side
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
@@ -23,6 +24,37 @@ def claims_table(_profile: str) -> str:
     rows = [(i, *(f"**{text}**" if "verdict" in column else text.replace("; ", "<br>") for column, text in row.items()))
             for i, row in enumerate(found, 1)]
     return markdown_table(["", *(names.get(column, column) for column in found[0])], rows)
+
+
+NUMBERS = [  # behind the claims, in the pipeline's order: stage, metric, what it is
+    ("04_sft", "base_success_2hop", "base: tasks of two hops solved"),
+    ("04_sft", "sft_success_2hop", "SFT: tasks of two hops solved"),
+    ("04_sft", "base_general", "base: general items right"),
+    ("04_sft", "sft_general", "SFT: general items right"),
+    ("04_sft", "prose_loss_change", "SFT: what the loss on prose rises by, in nats per token"),
+    ("05_merge", "merge_success_2hop", "SFT-Merge: tasks of two hops solved"),
+    ("05_merge", "sft_general", "SFT: general items right, of the half for tests"),
+    ("05_merge", "merge_general", "SFT-Merge: the same"),
+    ("07_rl", "sft_merge_success", "before RL: tasks of RL solved at temperature 1"),
+    *(("07_rl", f"{arm}_success", f"after RL with {arm} rewards") for arm in ("clean", "noisy", "denoised")),
+    ("08_refine", "raw_success_at_0", "nobody condenses: solved on clean pages"),
+    ("08_refine", "raw_success_at_{most}", "nobody condenses: solved on the most redundant pages"),
+    *(("08_refine", f"{policy}_success_at_{{most}}", f"{who} condenses: the same")
+      for policy, who in {"finetuned": "the fine-tuned base", "extract": "BM25", "oracle": "the oracle"}.items()),
+    *(("09_passk", f"rl_pass_at_{k}", f"RL: pass@{k}") for k in (1, 8))]
+
+
+def numbers_table(_profile: str) -> str:
+    """Markdown table of what stands behind the claims, a column for each profile: over seeds, where several were kept."""
+    found = {name: over_seeds(stages) for name in REPORTED if (stages := finished_stages(reference_folder(name)))}
+    most = {name: load_profile(name).refine.redundancies[-1] for name in found}
+
+    def cell(profile: str, stage: str, metric: str) -> str:
+        measured = found[profile].get(stage, {}).get(metric.format(most=most[profile]))
+        return metric_text(measured) if measured else "-"
+
+    rows = [(stage[:2], what, *(cell(profile, stage, metric) for profile in found)) for stage, metric, what in NUMBERS]
+    return markdown_table(["notebook", "what", *found], rows)
 
 
 def _merges(profile: str) -> list[StageResult]:
@@ -218,6 +250,7 @@ def _stage(profile: str, name: str, seed: str) -> StageResult | None:
     return next((s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed)), None)
 
 
-TABLES = {"claims": claims_table, "merging": merging_table, "arms": arms_table, "baselines": baselines_table,
-          "settings": settings_table, "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
+TABLES = {"claims": claims_table, "numbers": numbers_table, "times": times_table, "engines": engines_table,
+          "merging": merging_table, "arms": arms_table, "baselines": baselines_table, "settings": settings_table,
+          "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
           "costs": costs_table, "rollouts": rollouts_table, "passk": passk_table, "table1": table1_table}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..agent.engines import Engine, TransformersEngine, load_model, open_engine
 from ..errors import KitError
+from ..memory import trim
 from ..profile import Profile, refuse_resets
 from ..world import Task
 from .loading import last_checkpoint, rows_at_once, save_plain, with_adapter
@@ -46,6 +47,8 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
         trainer.add_callback(watch(trainer, profile.rl, evaluate, on_step))
         trainer.train(resume_from_checkpoint=trainer.take_up(last_checkpoint(work)))
     save_plain(trainer.model, tokenizer, out)
+    del trainer, loaded
+    trim()  # before the next arm loads its own
     return out
 
 

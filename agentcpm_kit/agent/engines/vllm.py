@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KitError, one_line
+from ...memory import trim
 from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 if TYPE_CHECKING:
@@ -141,15 +142,13 @@ class VLLMEngine(Closing):
 
     def close(self) -> None:
         """Give the memory back, for a process that opens one engine after another."""
-        import gc
-
         import torch
 
         if self._engine is not None:
             self._engine.engine_core.shutdown()
         self._die("the engine is closed")
         self._engine = None
-        gc.collect()
+        trim()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
