@@ -104,3 +104,16 @@ def test_transcripts_of_several_models_stand_beside_each_other():
     assert text.count("<details>") == text.count("</details>") == 2 and "base: format error" in text
     inside = text.split("`````text\n")[1].split("\n`````\n")[0]
     assert "# not a heading" in inside and text.index("base") < text.index("RL: answered")
+
+
+def test_numbers_table_takes_each_profile_at_its_own_most_redundant_level(reference):
+    """micro goes up to 12 redundant sentences, small to 8; what was not measured is a dash."""
+    for profile, most in {"micro": 12, "small": 8}.items():
+        folder = reference / profile / "seed0/08_refine"
+        folder.mkdir(parents=True)
+        metrics = {f"raw_success_at_{level}": {"value": level / 100, "ci_low": 0.0, "ci_high": 1.0, "n": 9} for level in (0, most)}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = {row["what"]: row for row in cells(tables.numbers_table(""))}
+    worst = rows["nobody condenses: solved on the most redundant pages"]
+    assert (worst["micro"][:4], worst["small"][:4]) == ("0.12", "0.08")
+    assert rows["base: general items right"]["small"] == "-"

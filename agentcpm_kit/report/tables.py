@@ -250,7 +250,7 @@ def _stage(profile: str, name: str, seed: str) -> StageResult | None:
     return next((s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed)), None)
 
 
-TABLES = {"claims": claims_table, "numbers": numbers_table, "times": times_table, "engines": engines_table,
-          "merging": merging_table, "arms": arms_table, "baselines": baselines_table, "settings": settings_table,
-          "rl": rl_table, "doses": doses_table, "trials": trials_table, "families": families_table,
-          "costs": costs_table, "rollouts": rollouts_table, "passk": passk_table, "table1": table1_table}
+TABLES = {"claims": claims_table, "numbers": numbers_table, "merging": merging_table, "arms": arms_table,
+          "baselines": baselines_table, "settings": settings_table, "rl": rl_table, "doses": doses_table,
+          "trials": trials_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table,
+          "engines": engines_table, "passk": passk_table, "table1": table1_table}
