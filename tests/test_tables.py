@@ -111,7 +111,8 @@ def test_numbers_table_takes_each_profile_at_its_own_most_redundant_level(refere
     for profile, most in {"micro": 12, "small": 8}.items():
         folder = reference / profile / "seed0/08_refine"
         folder.mkdir(parents=True)
-        metrics = {f"raw_success_at_{level}": {"value": level / 100, "ci_low": 0.0, "ci_high": 1.0, "n": 9} for level in (0, most)}
+        found = {"ci_low": 0.0, "ci_high": 1.0, "n": 9}
+        metrics = {f"raw_success_at_{level}": {"value": level / 100} | found for level in (0, most)}
         (folder / "metrics.json").write_text(json.dumps(metrics))
     rows = {row["what"]: row for row in cells(tables.numbers_table(""))}
     worst = rows["nobody condenses: solved on the most redundant pages"]
