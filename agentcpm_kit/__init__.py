@@ -13,7 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # oneDNN keeps what it compiles for each length of a row, 1,024 kernels in each of two caches: training a 135M model in bfloat16
 # grew by 0.1 GB with every eight rows, and with 64 kernels by nothing, as fast. It reads these when it is first used.
-for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")  # PyTorch's own, above it
 
 __version__ = "0.1.0"

@@ -1,9 +1,8 @@
 """Memory that tensors gave back, given back to the system.
 
-Trainers, models with adapters and engines refer to themselves, and stay until Python looks for such circles, which it does
-when there are many new objects, however large a few of them are. And training allocates blocks of ever other sizes: glibc keeps
-what is freed, in holes that the next size does not fit. RL of a 135M model grew by 2 GB in two steps, nearly all of which
-`trim` returned.
+Training allocates blocks of ever other sizes. glibc keeps what is freed, in holes that the next size does not fit: RL of a 135M
+model grew by 2 GB in two steps, nearly all of which `trim` returned. Trainers and engines refer to themselves, besides, and stay
+until Python looks for such circles, which it does when there are many new objects, however large a few are: `release`.
 """
 
 import ctypes
@@ -27,8 +26,12 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def trim() -> None:
-    """Collect what only refers to itself, and return what is free (glibc alone; the first call also sets how large blocks are
-    allocated)."""
-    gc.collect()
+    """Return what is free; the first call also sets how large blocks are allocated. Without effect outside glibc."""
     if library := _glibc():
         library.malloc_trim(0)
+
+
+def release() -> None:
+    """Collect what only refers to itself, and `trim`. All objects are walked: at the end of a training, not at its steps."""
+    gc.collect()
+    trim()

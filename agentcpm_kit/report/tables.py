@@ -19,11 +19,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
 
 def claims_table(_profile: str) -> str:
     """Markdown table of the committed reference runs of all profiles: over seeds, where several were kept."""
-    found = side_by_side({name: over_seeds(finished_stages(reference_folder(name))) for name in REPORTED})
+    found = side_by_side(_measured())
     names = {"claim": "claim of the paper", "paper": "reported"}
     rows = [(i, *(f"**{text}**" if "verdict" in column else text.replace("; ", "<br>") for column, text in row.items()))
             for i, row in enumerate(found, 1)]
     return markdown_table(["", *(names.get(column, column) for column in found[0])], rows)
+
+
+def _measured() -> dict[str, dict[str, dict[str, dict]]]:
+    """Profile -> stage -> metrics, of the profiles whose runs are committed."""
+    stages = {name: finished_stages(reference_folder(name)) for name in REPORTED}
+    return {name: over_seeds(kept) for name, kept in stages.items() if kept}
 
 
 NUMBERS = [  # behind the claims, in the pipeline's order: stage, metric, what it is
@@ -46,7 +52,7 @@ NUMBERS = [  # behind the claims, in the pipeline's order: stage, metric, what i
 
 def numbers_table(_profile: str) -> str:
     """Markdown table of what stands behind the claims, a column for each profile: over seeds, where several were kept."""
-    found = {name: over_seeds(stages) for name in REPORTED if (stages := finished_stages(reference_folder(name)))}
+    found = _measured()
     most = {name: load_profile(name).refine.redundancies[-1] for name in found}
 
     def cell(profile: str, stage: str, metric: str) -> str:

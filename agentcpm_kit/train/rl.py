@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..agent.engines import Engine, TransformersEngine, load_model, open_engine
 from ..errors import KitError
-from ..memory import trim
+from ..memory import release
 from ..profile import Profile, refuse_resets
 from ..world import Task
 from .loading import last_checkpoint, rows_at_once, save_plain, with_adapter
@@ -48,7 +48,7 @@ def train_rl(model: Path, tasks: list[Task], profile: Profile, out: Path, arm: A
         trainer.train(resume_from_checkpoint=trainer.take_up(last_checkpoint(work)))
     save_plain(trainer.model, tokenizer, out)
     del trainer, loaded
-    trim()  # before the next arm loads its own
+    release()  # before the next arm loads its own
     return out
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import KitError, one_line
-from ...memory import trim
+from ...memory import release
 from .base import Closing, Ended, EngineFault, Sample, Turn, seed_number
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class VLLMEngine(Closing):
             self._engine.engine_core.shutdown()
         self._die("the engine is closed")
         self._engine = None
-        trim()
+        release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
