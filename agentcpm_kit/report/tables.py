@@ -6,7 +6,6 @@ from math import isnan
 
 from ..evaluate.metrics import Estimate, mean
 from ..files import read_jsonl
-from ..profile import load_profile
 from ..world.tasks import FAMILIES
 from .claims import interval_text, metric_text, side_by_side
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
@@ -44,7 +43,7 @@ NUMBERS = [  # behind the claims, in the pipeline's order: stage, metric, what i
     ("07_rl", "sft_merge_success", "before RL: tasks of RL solved at temperature 1"),
     *(("07_rl", f"{arm}_success", f"after RL with {arm} rewards") for arm in ("clean", "noisy", "denoised")),
     ("08_refine", "raw_success_at_0", "nobody condenses: solved on clean pages"),
-    ("08_refine", "raw_success_at_{most}", "nobody condenses: solved on the most redundant pages"),
+    ("08_refine", "raw_success_at_{most}", "nobody condenses: solved on the most redundant pages ({levels} redundant sentences)"),
     *(("08_refine", f"{policy}_success_at_{{most}}", f"{who} condenses: the same")
       for policy, who in {"finetuned": "the fine-tuned base", "extract": "BM25", "oracle": "the oracle"}.items()),
     *(("09_passk", f"rl_pass_at_{k}", f"RL: pass@{k}") for k in (1, 8))]
@@ -53,14 +52,22 @@ NUMBERS = [  # behind the claims, in the pipeline's order: stage, metric, what i
 def numbers_table(_profile: str) -> str:
     """Markdown table of what stands behind the claims, a column for each profile: over seeds, where several were kept."""
     found = _measured()
-    most = {name: load_profile(name).refine.redundancies[-1] for name in found}
+    most = {name: _most_redundant(stages) for name, stages in found.items()}
 
     def cell(profile: str, stage: str, metric: str) -> str:
         measured = found[profile].get(stage, {}).get(metric.format(most=most[profile]))
         return metric_text(measured) if measured else "-"
 
-    rows = [(stage[:2], what, *(cell(profile, stage, metric) for profile in found)) for stage, metric, what in NUMBERS]
+    levels = ", ".join(f"{name}: {level}" for name, level in most.items())
+    rows = [(stage[:2], what.format(levels=levels), *(cell(profile, stage, metric) for profile in found))
+            for stage, metric, what in NUMBERS]
     return markdown_table(["notebook", "what", *found], rows)
+
+
+def _most_redundant(stages: dict[str, dict[str, dict]]) -> int:
+    """Redundant sentences on a page where notebook 08 of this run had most of them."""
+    level = "raw_success_at_"
+    return max((int(name.removeprefix(level)) for name in stages.get("08_refine", {}) if name.startswith(level)), default=0)
 
 
 def _merges(profile: str) -> list[StageResult]:
@@ -259,4 +266,4 @@ def _stage(profile: str, name: str, seed: str) -> StageResult | None:
 TABLES = {"claims": claims_table, "numbers": numbers_table, "merging": merging_table, "arms": arms_table,
           "baselines": baselines_table, "settings": settings_table, "rl": rl_table, "doses": doses_table,
           "trials": trials_table, "families": families_table, "costs": costs_table, "rollouts": rollouts_table,
-          "engines": engines_table, "passk": passk_table, "table1": table1_table}
+          "engines": engines_table, "times": times_table, "passk": passk_table, "table1": table1_table}
