@@ -159,7 +159,8 @@ def test_a_hand_written_number_would_be_found(results):
 
 def test_the_readme_tables_are_made_from_committed_evidence():
     from agentcpm_kit.report.reference import with_tables
-    from agentcpm_kit.report.tables import claims_table, reference_folder
+    from agentcpm_kit.report.results import reference_folder
+    from agentcpm_kit.report.tables import claims_table
     from agentcpm_kit.stage import notebooks, repo_root
 
     committed = {p.parent.name for p in reference_folder("micro").glob("seed0/*/metrics.json")}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from agentcpm_kit.agent.trajectory import EndReason, Step, Trajectory
-from agentcpm_kit.report import tables
+from agentcpm_kit.report import results, tables
 from agentcpm_kit.report.claims import side_by_side
 from agentcpm_kit.report.transcripts import beside_each_other
 from tests.test_doses import bits, row
@@ -13,7 +13,8 @@ from tests.test_doses import bits, row
 
 @pytest.fixture
 def reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "reference_folder", lambda name: tmp_path / name)
+    for module in (results, tables):
+        monkeypatch.setattr(module, "reference_folder", lambda name: tmp_path / name)
     return tmp_path
 
 

@@ -18,8 +18,8 @@ from ..artefacts import write_checksums
 from ..errors import KitError
 from ..files import write_atomic
 from ..profile import repo_root, results_root
-from .results import finished_stages
-from .tables import MODELS, TABLES, reference_folder
+from .results import finished_stages, reference_folder
+from .tables import MODELS, TABLES
 from .transcripts import beside_each_other
 
 KEPT = ("config.json", "env.json", "metrics.json", "rows.jsonl")

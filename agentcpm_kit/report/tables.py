@@ -9,7 +9,7 @@ from ..files import read_jsonl
 from ..world.tasks import FAMILIES
 from .claims import interval_text, metric_text, side_by_side
 from .doses import baseline, by_source, by_trial, difference, fits, harms, score
-from .results import REPORTED, StageResult, finished_stages, over_seeds, reference_folder
+from .results import REPORTED, StageResult, committed, over_seeds, reference_folder
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
@@ -27,7 +27,7 @@ def claims_table(_profile: str) -> str:
 
 def _measured() -> dict[str, dict[str, dict[str, dict]]]:
     """Profile -> stage -> metrics, of the profiles whose runs are committed."""
-    stages = {name: finished_stages(reference_folder(name)) for name in REPORTED}
+    stages = {name: committed(name) for name in REPORTED}
     return {name: over_seeds(kept) for name, kept in stages.items() if kept}
 
 
@@ -71,7 +71,7 @@ def _most_redundant(stages: dict[str, dict[str, dict]]) -> int:
 
 
 def _merges(profile: str) -> list[StageResult]:
-    return [s for s in finished_stages(reference_folder(profile)) if s.name == "05_merge"]
+    return [s for s in committed(profile) if s.name == "05_merge"]
 
 
 def merging_table(profile: str) -> str:
@@ -152,7 +152,7 @@ RL_PAIRS = {"clean gain": ("clean", "before"), "noise harm": ("clean", "noisy"),
 
 def rl_table(profile: str) -> str:
     """Markdown table of notebook 07, a row per start and seed, and means: test tasks solved at temperature 1, and differences."""
-    stages = [s for s in finished_stages(reference_folder(profile)) if s.name == "07_rl"]
+    stages = [s for s in committed(profile) if s.name == "07_rl"]
     rows = []
     for start in RL_STARTS:
         found = {s.seed.removeprefix("seed"): scores for s in stages if (scores := _rl_scores(s, start))}
@@ -213,7 +213,7 @@ def trials_table(_profile: str) -> str:
 
 def times_table(_profile: str) -> str:
     """Markdown table of how long the committed run of `small` took beside what was estimated before it, and its memory."""
-    stages = [(s.name, s.read("env.json")) for s in finished_stages(reference_folder("small"))]
+    stages = [(s.name, s.read("env.json")) for s in committed("small")]
     rows = [(f"`{name}`", _minutes(env.get("estimated_s")), _minutes(env["seconds"]), env["peak_memory_gb"])
             for name, env in stages]
     guess, truth = ([env[key] for _, env in stages if env.get("estimated_s")] for key in ("estimated_s", "seconds"))
@@ -260,7 +260,7 @@ def _scores(metrics: dict[str, dict], family: str) -> list[str]:
 
 
 def _stage(profile: str, name: str, seed: str) -> StageResult | None:
-    return next((s for s in finished_stages(reference_folder(profile)) if (s.name, s.seed) == (name, seed)), None)
+    return next((s for s in committed(profile) if (s.name, s.seed) == (name, seed)), None)
 
 
 TABLES = {"claims": claims_table, "numbers": numbers_table, "merging": merging_table, "arms": arms_table,
